@@ -1,0 +1,267 @@
+//! The one loop: dirty key → snapshot → plan → apply.
+//!
+//! A key is planned from a snapshot that includes the component's own last writes (it waits for its reflectors to
+//! catch up), so no plan acts twice on the same lack. Failures retry with a growing delay; an event only says which
+//! key is dirty, so a lost or repeated one changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::Kind;
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::{Client, Error};
+use crate::reflector::{Change, Reflector};
+
+/// First wait before a failed key is tried again; doubled up to [`RETRY_MAX`] (upstream's rate limiter: 5 ms).
+const RETRY_MIN: Duration = Duration::from_millis(5);
+/// Longest wait between tries of one key.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for the component's own writes to come back; past it the plan is made anyway and a conflict retries.
+const CATCH_UP_MAX: Duration = Duration::from_secs(5);
+
+/// What a key needs after a successful apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing until an event.
+    Wait,
+    /// Another plan after this time, if no event comes first.
+    After(Duration),
+}
+
+/// Why an apply failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The API server refused or could not be reached.
+    #[error("the API write failed")]
+    Api(#[from] Error),
+    /// The kernel, the runtime or another sink refused.
+    #[error("{what}")]
+    Sink {
+        /// What failed, naming the object.
+        what: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl ApplyError {
+    /// A failure outside the API.
+    pub fn sink(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Sink { what: what.into(), source: source.into() }
+    }
+
+    /// Lost races retry in silence: the next snapshot has the other's write.
+    fn is_race(&self) -> bool {
+        match self {
+            Self::Api(error) => {
+                error.is_conflict() || error.is_not_found() || error.is_already_exists()
+            }
+            Self::Sink { .. } => false,
+        }
+    }
+}
+
+/// A component: a pure `plan` and an effectful `apply`.
+pub trait Reconcile: Send + 'static {
+    /// The component's name in logs and metrics.
+    const NAME: &'static str;
+    /// An object's name, or `()` for whole-state components.
+    type Key: Ord + Clone + Debug + Send + 'static;
+    /// Immutable view of the watched objects.
+    type Snapshot;
+    /// Inert data: printable, comparable.
+    type Plan: Debug + PartialEq + Send;
+
+    /// Decides. Never fails: bad objects become issues carried in the plan.
+    fn plan(&self, snapshot: &Self::Snapshot, key: &Self::Key) -> Self::Plan;
+
+    /// Acts, and decides nothing. Idempotent.
+    fn apply(
+        &mut self,
+        key: &Self::Key,
+        plan: Self::Plan,
+    ) -> impl Future<Output = Result<Next, ApplyError>> + Send;
+}
+
+struct Dirty<Key> {
+    keys: Mutex<BTreeSet<Key>>,
+    wake: Notify,
+}
+
+type Boxed<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// A reflector of any kind, as the loop needs it.
+trait Source: Send + Sync {
+    fn synced(&self) -> Boxed<'_>;
+    fn caught_up<'a>(&'a self, written: &BTreeMap<&'static str, u64>) -> Boxed<'a>;
+}
+
+impl<K: Kind> Source for Reflector<K> {
+    fn synced(&self) -> Boxed<'_> {
+        Box::pin(Self::synced(self))
+    }
+
+    fn caught_up<'a>(&'a self, written: &BTreeMap<&'static str, u64>) -> Boxed<'a> {
+        let revision =
+            if self.is_filtered() { 0 } else { written.get(K::KIND).copied().unwrap_or(0) };
+        Box::pin(self.reached(revision))
+    }
+}
+
+/// What makes keys dirty: the component's reflectors and how their changes map to keys.
+pub struct Inputs<Key> {
+    dirty: Arc<Dirty<Key>>,
+    sources: Vec<Box<dyn Source>>,
+}
+
+impl<Key: Ord + Clone + Send + 'static> Inputs<Key> {
+    /// No inputs yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            dirty: Arc::new(Dirty { keys: Mutex::default(), wake: Notify::new() }),
+            sources: Vec::new(),
+        }
+    }
+
+    /// Every change of `reflector` adds the keys that `map` inserts.
+    #[must_use]
+    pub fn on<K: Kind>(
+        mut self,
+        reflector: &Reflector<K>,
+        map: impl Fn(&Change<'_, K>, &mut BTreeSet<Key>) + Send + Sync + 'static,
+    ) -> Self {
+        let dirty = Arc::clone(&self.dirty);
+        reflector.listen(move |change| {
+            map(change, &mut dirty.keys.lock());
+            dirty.wake.notify_one();
+        });
+        self.sources.push(Box::new(reflector.clone()));
+        self
+    }
+
+    /// A key that is dirty from the start.
+    #[must_use]
+    pub fn with(self, key: Key) -> Self {
+        self.dirty.keys.lock().insert(key);
+        self
+    }
+
+    /// A function that makes keys dirty from outside the reflectors: timers, kernel events, exits of containers.
+    #[must_use]
+    pub fn poke(&self) -> impl Fn(Key) + Clone + Send + Sync + use<Key> {
+        let dirty = Arc::clone(&self.dirty);
+        move |key| {
+            dirty.keys.lock().insert(key);
+            dirty.wake.notify_one();
+        }
+    }
+
+    /// Waits until every reflector has its first list.
+    pub async fn synced(&self) {
+        join_all(self.sources.iter().map(|source| source.synced())).await;
+    }
+
+    async fn caught_up(&self, written: &BTreeMap<&'static str, u64>) {
+        let all = join_all(self.sources.iter().map(|source| source.caught_up(written)));
+        let _ = tokio::time::timeout(CATCH_UP_MAX, all).await;
+    }
+}
+
+impl<Key: Ord + Clone + Send + 'static> Default for Inputs<Key> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Runs a component until `shutdown`. `client` is the component's own: its writes are waited for before the next plan.
+pub async fn run<R: Reconcile>(
+    mut component: R,
+    client: Client,
+    inputs: Inputs<R::Key>,
+    snapshot: impl Fn() -> R::Snapshot + Send,
+    shutdown: CancellationToken,
+) {
+    tokio::select! {
+        () = shutdown.cancelled() => return,
+        () = inputs.synced() => {}
+    }
+    let mut timers: BTreeMap<R::Key, Instant> = BTreeMap::new();
+    let mut failures: BTreeMap<R::Key, u32> = BTreeMap::new();
+    loop {
+        let key = tokio::select! {
+            () = shutdown.cancelled() => return,
+            key = next_key(&inputs.dirty, &mut timers) => key,
+        };
+        inputs.caught_up(&client.written()).await;
+        let plan = component.plan(&snapshot(), &key);
+        let outcome = component.apply(&key, plan).await;
+        if let Some(delay) = settle::<R>(&key, outcome, &mut failures) {
+            timers.insert(key, Instant::now() + delay);
+        }
+    }
+}
+
+/// The delay before the key's next turn, if it needs one; logs failures that are not lost races.
+fn settle<R: Reconcile>(
+    key: &R::Key,
+    outcome: Result<Next, ApplyError>,
+    failures: &mut BTreeMap<R::Key, u32>,
+) -> Option<Duration> {
+    match outcome {
+        Ok(next) => {
+            failures.remove(key);
+            match next {
+                Next::Wait => None,
+                Next::After(delay) => Some(delay),
+            }
+        }
+        Err(error) => {
+            let count = failures.entry(key.clone()).or_default();
+            let delay = RETRY_MIN.saturating_mul(1 << (*count).min(13)).min(RETRY_MAX);
+            *count += 1;
+            if !error.is_race() {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(component = R::NAME, ?key, error, "apply failed; trying again");
+            }
+            Some(delay)
+        }
+    }
+}
+
+/// The next dirty key, or the next key whose time has come.
+async fn next_key<Key: Ord + Clone>(
+    dirty: &Dirty<Key>,
+    timers: &mut BTreeMap<Key, Instant>,
+) -> Key {
+    loop {
+        if let Some(key) = dirty.keys.lock().pop_first() {
+            timers.remove(&key);
+            return key;
+        }
+        let first = timers.iter().min_by_key(|(_, at)| **at).map(|(key, at)| (key.clone(), *at));
+        match first {
+            Some((key, at)) if at <= Instant::now() => {
+                timers.remove(&key);
+                return key;
+            }
+            Some((_, at)) => {
+                let _ = tokio::time::timeout_at(at, dirty.wake.notified()).await;
+            }
+            None => dirty.wake.notified().await,
+        }
+    }
+}
