@@ -4,8 +4,13 @@
 //! `pkg/apis/*` of kubernetes/kubernetes. This is the only crate that names `k8s_openapi`; everybody else reaches the
 //! types through the modules below.
 
+pub mod apply;
 mod kind;
 mod name;
+pub mod openapi;
+pub mod patch;
+pub mod protobuf;
+pub mod schema;
 mod status;
 
 pub use kind::{Kind, ResourceScope, Scoped};
