@@ -1,0 +1,46 @@
+//! Request and response bodies: streamed bytes, the same type for TLS connections and for callers in the process.
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited};
+
+use api::{Reason, StatusError};
+
+/// Any error that ends a body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// A streamed request or response body.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Largest request body in bytes: etcd's request limit doubled, as upstream's `MaxRequestBodyBytes`.
+pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// A body of known content.
+pub fn full_body(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body without content.
+#[must_use]
+pub fn empty_body() -> Body {
+    full_body(Bytes::new())
+}
+
+/// Reads a whole body.
+///
+/// # Errors
+/// 413 in upstream's words when it is larger than [`BODY_BYTES_MAX`]; 400 when the connection breaks.
+pub async fn read_body(body: Body) -> Result<Bytes, StatusError> {
+    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Err(error) => Err(StatusError::bad_request(format!("unable to read the request body: {error}"))),
+    }
+}
+
+/// The 413 of a body over the limit.
+pub(crate) fn too_large() -> StatusError {
+    StatusError::new(
+        Reason::RequestEntityTooLarge,
+        format!("Request entity too large: limit is {BODY_BYTES_MAX}"),
+    )
+}

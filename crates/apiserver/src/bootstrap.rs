@@ -1,0 +1,1 @@
+//! PLACEHOLDER until its author replaces this file.
