@@ -1,0 +1,6 @@
+//! Sinks to Linux: nftables, rtnetlink, namespaces, conntrack, ARP.
+
+pub mod arp;
+pub mod link;
+pub mod netns;
+pub mod sysctl;
