@@ -1,0 +1,13 @@
+//! Every decision of every component: pure functions from a snapshot to a plan.
+pub mod action;
+pub mod objects;
+pub mod pods;
+pub mod podfacts;
+pub mod workloads;
+pub mod podnet;
+pub mod loadbalancer;
+pub mod dns;
+pub mod endpoints;
+pub mod endpointslice;
+pub mod scheduler;
+pub mod volumes;
