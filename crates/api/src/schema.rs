@@ -6,7 +6,7 @@
 
 mod check;
 mod json;
-mod normalize;
+pub(crate) mod normalize;
 mod scalar;
 pub(crate) mod table;
 
