@@ -424,9 +424,39 @@ impl Set {
     }
 }
 
-/// The key of an element: its padded fields; in interval sets the start followed by the end, both included.
+/// The key of an element.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(pub Box<[u8]>);
+pub struct Key {
+    /// The padded fields; of a range the first followed by the last, both included.
+    pub bytes: Box<[u8]>,
+    /// Whether this is a range, as elements of interval sets are.
+    pub range: bool,
+}
+
+impl Key {
+    /// A key that is no range.
+    #[must_use]
+    pub fn exact(bytes: impl Into<Box<[u8]>>) -> Self {
+        Self { bytes: bytes.into(), range: false }
+    }
+
+    /// A range from `first` to `last`, both included and of one length.
+    #[must_use]
+    pub fn range(first: &Fields, last: &Fields) -> Self {
+        assert!(first.0.len() == last.0.len(), "both ends of a range have the same fields");
+        Self { bytes: [first.0.as_slice(), last.0.as_slice()].concat().into(), range: true }
+    }
+
+    /// The first and last key of a range; of an exact key twice the same.
+    #[must_use]
+    pub fn ends(&self) -> (&[u8], &[u8]) {
+        if self.range {
+            self.bytes.split_at(self.bytes.len() / 2)
+        } else {
+            (&self.bytes, &self.bytes)
+        }
+    }
+}
 
 /// What an element carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -587,7 +617,7 @@ impl Fields {
     /// The bytes as a key.
     #[must_use]
     pub fn key(self) -> Key {
-        Key(self.bytes())
+        Key::exact(self.bytes())
     }
 
     /// The bytes as data.

@@ -101,12 +101,8 @@ fn fields_text(fields: &[Field], bytes: &[u8]) -> Vec<String> {
 }
 
 fn key_text(set: &Set, key: &Key) -> String {
-    let half = set.key_len() as usize;
-    if !set.interval || key.0.len() < 2 * half {
-        return fields_text(&set.key, &key.0).join(" . ");
-    }
-    let (from, to) = (fields_text(&set.key, &key.0[..half]), fields_text(&set.key, &key.0[half..]));
-    let pairs = from.into_iter().zip(to);
+    let (first, last) = key.ends();
+    let pairs = fields_text(&set.key, first).into_iter().zip(fields_text(&set.key, last));
     let ranges = pairs.map(|(from, to)| if from == to { from } else { format!("{from}-{to}") });
     ranges.collect::<Vec<_>>().join(" . ")
 }

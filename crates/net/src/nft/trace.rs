@@ -221,7 +221,7 @@ impl Tracer<'_> {
 
     fn learn(&mut self, name: &str, op: DynOp, key: Reg, data: Option<Reg>) {
         let Some(set) = self.table.sets.get(name) else { return };
-        let key = Key(self.read(key, set.key_len() as usize).into());
+        let key = Key::exact(self.read(key, set.key_len() as usize));
         let value = data
             .map_or(Value::None, |reg| Value::Data(self.read(reg, set.data_len() as usize).into()));
         let elements = self.learned.entry(name.to_owned()).or_default();
@@ -262,7 +262,7 @@ impl Tracer<'_> {
     fn find(&self, name: &str, from: Reg) -> Option<Value> {
         let set = self.table.sets.get(name)?;
         let len = set.key_len() as usize;
-        let key = Key(self.read(from, len).into());
+        let key = Key::exact(self.read(from, len));
         if set.dynamic {
             return self.learned.get(name)?.get(&key).cloned();
         }
@@ -273,11 +273,11 @@ impl Tracer<'_> {
         elements
             .iter()
             .find(|(range, _)| {
-                let mut at = 0;
+                let ((first, last), mut at) = (range.ends(), 0);
                 set.key.iter().all(|field| {
                     let end = at + field.size() as usize;
-                    let held = key.0[at..end] >= range.0[at..end]
-                        && key.0[at..end] <= range.0[len + at..len + end];
+                    let field = &key.bytes[at..end];
+                    let held = field >= &first[at..end] && field <= &last[at..end];
                     at = end;
                     held
                 })
