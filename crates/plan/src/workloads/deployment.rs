@@ -61,6 +61,8 @@ struct Rollout<'a> {
     news: Option<(&'static str, String)>,
     /// Names that are taken by another template: the next hash must differ.
     collided: bool,
+    /// The Deployment's own revision annotation, written after the status, which needs the present resourceVersion.
+    annotate: Option<Action>,
     plan: Plan,
 }
 
@@ -82,6 +84,7 @@ pub fn plan(snapshot: &Snapshot, key: &Name) -> Plan {
         rollout.step();
     }
     rollout.write_status();
+    rollout.plan.actions.extend(rollout.annotate);
     rollout.plan
 }
 
@@ -102,7 +105,7 @@ impl<'a> Rollout<'a> {
         };
         let new = sets.iter().position(is_new).map(|index| sets.remove(index));
         let plan = Plan { actions, again: None };
-        Self { snapshot, deployment, new, old: sets, news: None, collided: false, plan }
+        Self { snapshot, deployment, new, old: sets, news: None, collided: false, annotate: None, plan }
     }
 
     fn step(&mut self) {
@@ -282,7 +285,7 @@ impl<'a> Rollout<'a> {
         let text = revision.to_string();
         if annotation(self.deployment, REVISION) != Some(&text) {
             let annotations = serde_json::json!({ "annotations": { REVISION: text } });
-            self.plan.push(Action::Patch {
+            self.annotate = Some(Action::Patch {
                 kind: crate::action::ObjectKind::Deployment,
                 name: self.deployment.object_name(),
                 status: false,

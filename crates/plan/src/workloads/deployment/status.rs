@@ -23,8 +23,6 @@ impl Rollout<'_> {
         status.conditions = Some(conditions);
         if status != old {
             let mut deployment = self.deployment.clone();
-            // Annotations may have just been patched: the status is level, the newest wins.
-            deployment.metadata.resource_version = None;
             deployment.status = Some(status);
             self.plan.push(Action::UpdateStatus(deployment.into()));
         }
