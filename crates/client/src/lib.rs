@@ -5,6 +5,7 @@
 
 mod client;
 mod events;
+mod index;
 mod kubeconfig;
 mod reconcile;
 mod reflector;
@@ -13,6 +14,7 @@ mod watch;
 
 pub use client::{Client, DeleteOptions, Error, List, ListParams, Patch};
 pub use events::{EventKind, Recorder};
+pub use index::Index;
 pub use kubeconfig::{Kubeconfig, KubeconfigError};
 pub use reconcile::{ApplyError, Inputs, Next, Reconcile, run};
 pub use reflector::{Change, Reflector, View};

@@ -161,7 +161,6 @@ impl<Key: Ord + Clone + Send + 'static> Inputs<Key> {
     }
 
     /// A function that makes keys dirty from outside the reflectors: timers, kernel events, exits of containers.
-    #[must_use]
     pub fn poke(&self) -> impl Fn(Key) + Clone + Send + Sync + use<Key> {
         let dirty = Arc::clone(&self.dirty);
         move |key| {
