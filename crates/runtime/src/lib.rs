@@ -5,11 +5,13 @@
 //! (libcontainer clones and allocates in the child, which deadlocks under threads) and outlives the
 //! agent. The agent speaks to it over a unix socket in the pod's directory.
 
+mod cgroup;
 pub mod error;
 pub mod exec;
 pub mod image;
 pub mod pod;
 pub mod runtime;
+mod rootfs;
 mod shim;
 
 pub use error::{ImageError, RuntimeError};

@@ -1,15 +1,21 @@
 //! The agent's side of pods: starts shims, asks them, keeps what they report (upstream: CRI `RuntimeService`).
 
+mod link;
+mod operations;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
+use crate::cgroup::Cgroup;
 use crate::error::RuntimeError;
-use crate::exec::{Attach, Exec, ExecOutput, ExecSpec};
 use crate::image::ImageStore;
-use crate::pod::{ContainerSpec, ContainerStatus, PodSandbox, PodStats, PodStatus};
+use crate::pod::{ContainerStatus, PodSandbox, PodStats, PodStatus};
+
+/// Changes that a slow receiver may lag behind before it must look at all pods.
+const EVENTS_MAX: usize = 1024;
 
 /// How to open a runtime.
 #[derive(Clone, Debug)]
@@ -51,6 +57,62 @@ pub struct Runtime {
 struct Inner {
     options: Options,
     events: broadcast::Sender<String>,
+    pods: Mutex<BTreeMap<String, Pod>>,
+    /// One start or end of a pod at a time for each UID.
+    changing: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// A pod as this agent knows it.
+#[derive(Debug)]
+struct Pod {
+    sandbox: PodSandbox,
+    cgroup: String,
+    containers: BTreeMap<String, ContainerStatus>,
+    /// Number of the last change seen; None when the shim is gone.
+    seen: watch::Sender<Option<u64>>,
+}
+
+impl Pod {
+    fn status(&self) -> PodStatus {
+        let mut containers: Vec<ContainerStatus> = self.containers.values().cloned().collect();
+        containers.sort_by(|a, b| (&a.name, a.attempt, &a.id).cmp(&(&b.name, b.attempt, &b.id)));
+        PodStatus {
+            sandbox: self.sandbox.clone(),
+            ready: self.seen.borrow().is_some(),
+            containers,
+        }
+    }
+}
+
+impl Inner {
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Pod>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pods_dir(&self) -> PathBuf {
+        self.options.state_dir.join("pods")
+    }
+
+    fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.pods_dir().join(uid)
+    }
+
+    fn changing(&self, uid: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, one| Arc::strong_count(one) > 1);
+        Arc::clone(all.entry(uid.to_owned()).or_default())
+    }
+
+    fn tell(&self, uid: &str) {
+        let _ = self.events.send(uid.to_owned()); // nobody listens: nobody is told
+    }
+
+    /// The pod of a container, and its status.
+    fn find(&self, id: &str) -> Option<(String, ContainerStatus)> {
+        let pods = self.pods();
+        let found = pods.iter().find_map(|(uid, pod)| Some((uid, pod.containers.get(id)?)));
+        found.map(|(uid, status)| (uid.clone(), status.clone()))
+    }
 }
 
 impl Runtime {
@@ -58,8 +120,23 @@ impl Runtime {
     ///
     /// # Errors
     /// When the directory cannot be made or read.
-    pub async fn open(options: Options) -> Result<Self, RuntimeError> {
-        Ok(Self { inner: Arc::new(Inner { options, events: broadcast::channel(1024).0 }) })
+    pub async fn open(mut options: Options) -> Result<Self, RuntimeError> {
+        let directory = options.state_dir.join("pods");
+        let made = std::fs::create_dir_all(&directory)
+            .and_then(|()| std::fs::canonicalize(&options.state_dir));
+        options.state_dir = made.map_err(RuntimeError::state("create", &directory))?;
+        let inner = Arc::new(Inner {
+            options,
+            events: broadcast::channel(EVENTS_MAX).0,
+            pods: Mutex::default(),
+            changing: Mutex::default(),
+        });
+        let entries = std::fs::read_dir(inner.pods_dir())
+            .map_err(RuntimeError::state("read", inner.pods_dir()))?;
+        for entry in entries.flatten() {
+            link::adopt(&inner, &entry.file_name().to_string_lossy()).await;
+        }
+        Ok(Self { inner })
     }
 
     /// The images.
@@ -77,144 +154,33 @@ impl Runtime {
     /// All pods, by UID.
     #[must_use]
     pub fn pods(&self) -> Vec<PodStatus> {
-        Vec::new()
+        self.inner.pods().values().map(Pod::status).collect()
     }
 
     /// One pod.
     #[must_use]
     pub fn pod(&self, uid: &str) -> Option<PodStatus> {
-        let _ = uid;
-        None
+        self.inner.pods().get(uid).map(Pod::status)
     }
 
     /// One container.
     #[must_use]
     pub fn container(&self, id: &str) -> Option<ContainerStatus> {
-        let _ = id;
-        None
-    }
-
-    /// Starts the pod's shim and namespaces. Done already: does nothing.
-    ///
-    /// # Errors
-    /// When the shim cannot start (such as a network namespace that does not exist).
-    pub async fn run_pod(&self, pod: PodSandbox) -> Result<(), RuntimeError> {
-        let _ = pod;
-        Ok(())
-    }
-
-    /// Kills all containers and ends the shim; statuses and logs stay. Idempotent.
-    ///
-    /// # Errors
-    /// When something does not end.
-    pub async fn stop_pod(&self, uid: &str) -> Result<(), RuntimeError> {
-        let _ = uid;
-        Ok(())
-    }
-
-    /// Stops the pod and removes its directory, mounts and control groups. Logs are the caller's. Idempotent.
-    ///
-    /// # Errors
-    /// When something cannot be removed.
-    pub async fn remove_pod(&self, uid: &str) -> Result<(), RuntimeError> {
-        let _ = uid;
-        Ok(())
-    }
-
-    /// Makes a container (file system, control group, namespaces, waiting process); returns its id.
-    ///
-    /// # Errors
-    /// When the pod or image is missing, or it cannot be made, in the words that users of containerd see.
-    pub async fn create_container(&self, spec: ContainerSpec) -> Result<String, RuntimeError> {
-        Err(RuntimeError::PodNotFound(spec.pod_uid))
-    }
-
-    /// Starts the process of a created container.
-    ///
-    /// # Errors
-    /// When it does not exist or was started before.
-    pub async fn start_container(&self, id: &str) -> Result<(), RuntimeError> {
-        Err(RuntimeError::ContainerNotFound(id.into()))
-    }
-
-    /// Sends a signal to a container's first process; nothing when it ended.
-    ///
-    /// # Errors
-    /// When it does not exist.
-    pub async fn signal_container(&self, id: &str, signal: i32) -> Result<(), RuntimeError> {
-        let _ = signal;
-        Err(RuntimeError::ContainerNotFound(id.into()))
-    }
-
-    /// Sends the image's stop signal (SIGTERM by default), waits up to `grace`, kills, and waits for the end.
-    ///
-    /// # Errors
-    /// When it does not exist or does not end.
-    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
-        let _ = grace;
-        Err(RuntimeError::ContainerNotFound(id.into()))
-    }
-
-    /// Kills it when it runs and removes it; its log stays. Idempotent.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
-        let _ = id;
-        Ok(())
-    }
-
-    /// Waits until the container has ended; returns its status.
-    ///
-    /// # Errors
-    /// When it does not exist or is removed meanwhile.
-    pub async fn wait_container(&self, id: &str) -> Result<ContainerStatus, RuntimeError> {
-        Err(RuntimeError::ContainerNotFound(id.into()))
-    }
-
-    /// Runs a command in a running container.
-    ///
-    /// # Errors
-    /// When it does not run, or the command cannot be executed (`Refused`, in runc's words).
-    pub async fn exec(&self, id: &str, spec: ExecSpec) -> Result<Exec, RuntimeError> {
-        let _ = spec;
-        Err(RuntimeError::ContainerNotFound(id.into()))
-    }
-
-    /// Runs a command to its end, for probes and hooks; at most 1 MiB of each output is kept.
-    ///
-    /// # Errors
-    /// As [`Runtime::exec`], and [`RuntimeError::Timeout`], after which the process is killed.
-    pub async fn exec_sync(
-        &self,
-        id: &str,
-        argv: Vec<String>,
-        timeout: Duration,
-    ) -> Result<ExecOutput, RuntimeError> {
-        let _ = (argv, timeout);
-        Err(RuntimeError::ContainerNotFound(id.into()))
-    }
-
-    /// Joins the stdio of a running container.
-    ///
-    /// # Errors
-    /// When it does not run.
-    pub async fn attach(&self, id: &str, stdin: bool) -> Result<Attach, RuntimeError> {
-        let _ = stdin;
-        Err(RuntimeError::ContainerNotFound(id.into()))
+        self.inner.find(id).map(|(_, status)| status)
     }
 
     /// What the pod uses now; None without a control group.
     #[must_use]
     pub fn pod_stats(&self, uid: &str) -> Option<PodStats> {
-        let _ = uid;
-        None
+        let path = self.inner.pods().get(uid)?.cgroup.clone();
+        Cgroup::new(path).stats()
     }
 
     /// What the container uses now.
     #[must_use]
     pub fn container_stats(&self, id: &str) -> Option<PodStats> {
-        let _ = id;
-        None
+        let (uid, _) = self.inner.find(id)?;
+        let path = self.inner.pods().get(&uid)?.cgroup.clone();
+        Cgroup::new(format!("{path}/{id}")).stats()
     }
 }
