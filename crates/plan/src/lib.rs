@@ -11,3 +11,8 @@ pub mod endpoints;
 pub mod endpointslice;
 pub mod scheduler;
 pub mod volumes;
+pub mod proxy;
+pub mod service;
+pub mod decide;
+pub mod namespaces;
+pub mod serviceaccounts;

@@ -1,0 +1,1 @@
+//! What must happen to a packet: the executable specification of Services.

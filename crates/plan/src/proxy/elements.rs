@@ -1,0 +1,310 @@
+//! One Service's share of the table: the elements of its frontends.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use net::nft::{Family, Field, Fields, Key, Set, SetData, Value, Verdict};
+
+use crate::service::{Action, Frontend, Masquerade, ServiceView};
+
+/// Set in the identity of a set of endpoints that is this node's only: a client's affinity to an endpoint elsewhere
+/// must not lead there through a frontend with policy Local.
+pub(super) const IDENTITY_LOCAL: u32 = 0x1_0000;
+
+/// The sets and maps of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SetId {
+    /// Frontend to what happens there.
+    Services,
+    /// The same, for frontends with source ranges, after the check.
+    Guarded,
+    /// The same, for clients in the cluster of frontends with external policy Local.
+    Inside,
+    /// The same, for clients outside.
+    Outside,
+    /// Frontend and draw to endpoint.
+    Endpoints,
+    /// Frontend and draw to endpoint on this node, for `Outside`.
+    LocalEndpoints,
+    /// Frontend to the cluster address and port of its Service port, for affinity.
+    Identities,
+    /// Identity and endpoint: those that affinity may still lead to.
+    Usable,
+    /// Client and frontend: who passes the source ranges.
+    Allowed,
+    /// Cluster addresses in use.
+    ClusterIps,
+    /// Cluster addresses that the node agent answers itself.
+    LocalVip,
+    /// Pairs of the same address: endpoints of this node that reach themselves through a Service.
+    Hairpin,
+    /// Client and identity to endpoint. The kernel's own.
+    Affinity,
+}
+
+impl SetId {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Services,
+        Self::Guarded,
+        Self::Inside,
+        Self::Outside,
+        Self::Endpoints,
+        Self::LocalEndpoints,
+        Self::Identities,
+        Self::Usable,
+        Self::Allowed,
+        Self::ClusterIps,
+        Self::LocalVip,
+        Self::Hairpin,
+        Self::Affinity,
+    ];
+
+    /// The set's name in the kernel.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::Guarded => "guarded",
+            Self::Inside => "inside",
+            Self::Outside => "outside",
+            Self::Endpoints => "endpoints",
+            Self::LocalEndpoints => "local_endpoints",
+            Self::Identities => "identities",
+            Self::Usable => "usable",
+            Self::Allowed => "allowed",
+            Self::ClusterIps => "cluster_ips",
+            Self::LocalVip => "local_vip",
+            Self::Hairpin => "hairpin",
+            Self::Affinity => "affinity",
+        }
+    }
+
+    /// The set by its name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|set| set.name() == name)
+    }
+
+    /// Whether packets that are just being looked up may still need an element after its Service has let go of it.
+    pub(super) const fn lingers(self) -> bool {
+        matches!(self, Self::Endpoints | Self::LocalEndpoints | Self::Identities | Self::Usable)
+    }
+
+    /// The set's type in a family.
+    #[must_use]
+    pub fn set(self, family: Family) -> Set {
+        let address = Field::address(family);
+        let frontend = [address, Field::Proto, Field::Port];
+        let endpoint = [address, Field::Port];
+        let identity = [address, Field::Mark];
+        match self {
+            Self::Services | Self::Guarded | Self::Inside | Self::Outside => {
+                Set::verdicts(frontend)
+            }
+            Self::Endpoints | Self::LocalEndpoints => {
+                Set::map([address, Field::Proto, Field::Port, Field::Mark], endpoint)
+            }
+            Self::Identities => Set::map(frontend, identity),
+            Self::Usable => Set::of([address, Field::Mark, Field::Proto, address, Field::Port]),
+            Self::Allowed => {
+                let key = [address, address, Field::Proto, Field::Port];
+                Set { interval: true, ..Set::of(key) }
+            }
+            Self::ClusterIps | Self::LocalVip => Set::of([address]),
+            Self::Hairpin => Set::of([address, address]),
+            Self::Affinity => Set {
+                dynamic: true,
+                data: SetData::Fields(endpoint.into()),
+                size_max: AFFINITY_ENTRIES_MAX,
+                ..Set::of([address, address, Field::Mark, Field::Proto])
+            },
+        }
+    }
+}
+
+/// Clients remembered at once: when there are more, new ones are not remembered until older ones time out.
+const AFFINITY_ENTRIES_MAX: u32 = 1 << 20;
+
+/// A chain that draws one of `count` endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChainId {
+    /// Source NAT of what it forwards.
+    pub masquerade: Option<MasqueradeChain>,
+    /// Whether it draws from this node's endpoints of frontends with external policy Local.
+    pub local: bool,
+    /// How many endpoints there are to draw from.
+    pub count: u32,
+    /// Seconds of affinity; 0 for none.
+    pub affinity_s: u32,
+    /// Whether affinity is to this node's endpoints only.
+    pub local_identity: bool,
+}
+
+/// When a chain marks for masquerade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MasqueradeChain {
+    /// Clients that are no pods.
+    OffCluster,
+    /// Everybody.
+    Always,
+}
+
+impl ChainId {
+    /// The chain's name in the kernel: `draw-4`, `draw-always-4`, `draw-local-4-sticky-10800`, …
+    #[must_use]
+    pub fn name(&self) -> String {
+        let masquerade = match self.masquerade {
+            None => "",
+            Some(MasqueradeChain::OffCluster) => "cluster-",
+            Some(MasqueradeChain::Always) => "always-",
+        };
+        let local = if self.local { "local-" } else { "" };
+        let mut name = format!("draw-{masquerade}{local}{}", self.count);
+        if self.affinity_s > 0 {
+            let here = if self.local_identity { "-here" } else { "" };
+            name.push_str(&format!("-sticky-{}{here}", self.affinity_s));
+        }
+        name
+    }
+}
+
+/// One element and its set.
+pub(super) type Element = (SetId, Key, Value);
+
+/// A Service's elements in one family, and the chains that they name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lowered {
+    pub(super) elements: Vec<Element>,
+    pub(super) chains: BTreeSet<ChainId>,
+}
+
+/// Writes a Service's view as elements.
+pub(super) fn lower(view: &ServiceView, family: Family) -> Lowered {
+    let mut lowered = Lowered::default();
+    let ours = |address: &&IpAddr| Family::of(address) == family;
+    let sets = [(SetId::ClusterIps, &view.cluster_ips), (SetId::LocalVip, &view.node_local)];
+    for (set, addresses) in sets {
+        for address in addresses.iter().filter(ours) {
+            lowered.elements.push((set, Fields::new().address(*address).key(), Value::None));
+        }
+    }
+    for address in view.local_endpoints.iter().filter(ours) {
+        let key = Fields::new().address(*address).address(*address).key();
+        lowered.elements.push((SetId::Hairpin, key, Value::None));
+    }
+    for frontend in &view.frontends {
+        if Family::of(&frontend.address.ip()) == family {
+            lowered.add(frontend);
+        }
+    }
+    lowered.elements.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+    lowered.elements.dedup_by(|a, b| a.0 == b.0 && a.1 == b.1);
+    lowered
+}
+
+impl Lowered {
+    fn add(&mut self, frontend: &Frontend) {
+        let verdict = match &frontend.action {
+            Action::Reject => Verdict::Goto("reject".into()),
+            Action::Drop => Verdict::Drop,
+            Action::Forward { endpoints, masquerade, local } => {
+                let masquerade = Some(match masquerade {
+                    Masquerade::OffCluster => MasqueradeChain::OffCluster,
+                    Masquerade::Always => MasqueradeChain::Always,
+                });
+                self.identify(frontend);
+                let chain = ChainId { masquerade, local: false, ..chain(frontend, *local) };
+                self.draw(frontend, endpoints, chain)
+            }
+            Action::Split { inside, outside } => {
+                self.identify(frontend);
+                if !inside.is_empty() {
+                    let verdict = self.draw(frontend, inside, chain(frontend, false));
+                    self.push(SetId::Inside, frontend, verdict);
+                }
+                if !outside.is_empty() {
+                    let id = ChainId { local: true, ..chain(frontend, true) };
+                    let verdict = self.draw(frontend, outside, id);
+                    self.push(SetId::Outside, frontend, verdict);
+                }
+                Verdict::Goto("split".into())
+            }
+        };
+        let Some(sources) = &frontend.sources else {
+            return self.push(SetId::Services, frontend, verdict);
+        };
+        self.push(SetId::Guarded, frontend, verdict);
+        self.push(SetId::Services, frontend, Verdict::Goto("guard".into()));
+        for range in sources {
+            self.allow(frontend, range);
+        }
+    }
+
+    fn push(&mut self, set: SetId, frontend: &Frontend, verdict: Verdict) {
+        self.elements.push((set, key(frontend).key(), Value::Verdict(verdict)));
+    }
+
+    /// The endpoints to draw from, and the verdict that draws.
+    fn draw(&mut self, frontend: &Frontend, endpoints: &[SocketAddr], chain: ChainId) -> Verdict {
+        let set = if chain.local { SetId::LocalEndpoints } else { SetId::Endpoints };
+        let count = u32::try_from(endpoints.len()).expect("far fewer endpoints");
+        for (index, endpoint) in (0..count).zip(endpoints) {
+            let value = Fields::new().address(endpoint.ip()).port(endpoint.port()).data();
+            self.elements.push((set, key(frontend).mark(index).key(), value));
+            if chain.affinity_s > 0 {
+                let key = identity(frontend, chain.local_identity)
+                    .proto(frontend.protocol.number())
+                    .address(endpoint.ip())
+                    .port(endpoint.port());
+                self.elements.push((SetId::Usable, key.key(), Value::None));
+            }
+        }
+        let chain = ChainId { count, ..chain };
+        self.chains.insert(chain);
+        Verdict::Goto(Arc::from(chain.name()))
+    }
+
+    /// For affinity. Chains that stay on this node add the mark of that themselves.
+    fn identify(&mut self, frontend: &Frontend) {
+        if frontend.affinity_s.is_some() {
+            let value = identity(frontend, false).data();
+            self.elements.push((SetId::Identities, key(frontend).key(), value));
+        }
+    }
+
+    fn allow(&mut self, frontend: &Frontend, range: &IpNet) {
+        let rest = |fields: Fields| {
+            fields
+                .address(frontend.address.ip())
+                .proto(frontend.protocol.number())
+                .port(frontend.address.port())
+        };
+        let first = rest(Fields::new().address(range.network()));
+        let last = rest(Fields::new().address(range.broadcast()));
+        self.elements.push((SetId::Allowed, Key::range(&first, &last), Value::None));
+    }
+}
+
+fn chain(frontend: &Frontend, local_identity: bool) -> ChainId {
+    let affinity_s = frontend.affinity_s.unwrap_or(0);
+    ChainId {
+        masquerade: None,
+        local: false,
+        count: 0,
+        affinity_s,
+        local_identity: local_identity && affinity_s > 0,
+    }
+}
+
+fn key(frontend: &Frontend) -> Fields {
+    let address = frontend.address;
+    Fields::new().address(address.ip()).proto(frontend.protocol.number()).port(address.port())
+}
+
+fn identity(frontend: &Frontend, local: bool) -> Fields {
+    let mark = u32::from(frontend.identity.port()) | if local { IDENTITY_LOCAL } else { 0 };
+    Fields::new().address(frontend.identity.ip()).mark(mark)
+}

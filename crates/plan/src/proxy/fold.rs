@@ -1,0 +1,314 @@
+//! The whole state as a fold over Services: a changed Service costs the work of one Service.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use api::core::{Node, Service};
+use api::discovery::EndpointSlice;
+use api::{Name, Objects};
+use imbl::ordmap::DiffItem;
+use net::nft::{Chain, Family, Key, SetChange, Table, Value};
+
+use super::elements::{ChainId, Lowered, SetId, lower};
+use super::ruleset::{draw_chain, skeleton};
+use super::{FAMILIES, Settings};
+use crate::service::{Action, NodeView, Protocol, ServiceView, Surroundings, service_of, view};
+
+/// The objects that the proxy watches, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// All Services.
+    pub services: Objects<Service>,
+    /// All EndpointSlices.
+    pub slices: Objects<EndpointSlice>,
+    /// This node's object.
+    pub node: Option<Arc<Node>>,
+}
+
+/// What differs in one family's table.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FamilyChange {
+    /// Chains that elements name for the first time.
+    pub chains: Vec<(Arc<str>, Chain)>,
+    /// Elements.
+    pub elements: Vec<SetChange>,
+}
+
+/// What differs between two snapshots.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Change {
+    /// By family.
+    pub families: BTreeMap<Family, FamilyChange>,
+    /// Whether a UDP flow may now lead to the wrong place.
+    pub udp: bool,
+    /// Whether health check ports or their numbers differ.
+    pub health: bool,
+}
+
+impl Change {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let none = |change: &FamilyChange| change.chains.is_empty() && change.elements.is_empty();
+        self.families.values().all(none) && !self.udp && !self.health
+    }
+}
+
+/// Where UDP flows to a frontend may lead.
+pub type UdpFrontends = BTreeMap<SocketAddr, BTreeSet<SocketAddr>>;
+
+/// Who claims an element. Two Services may claim one (the same external address and port): the first by name has it.
+type Claims = BTreeMap<(SetId, Key), Vec<(Name, Value)>>;
+
+#[derive(Clone, Debug, Default)]
+struct FamilyState {
+    claims: Claims,
+    chains: BTreeSet<ChainId>,
+}
+
+/// A Service's share of everything.
+#[derive(Clone, Debug, Default)]
+struct Share {
+    /// Keys by family, in the order of [`FAMILIES`].
+    keys: [Vec<(SetId, Key)>; 2],
+    udp: Vec<(SocketAddr, Vec<SocketAddr>)>,
+    health: Option<(u16, usize)>,
+}
+
+/// The desired state of the proxy, kept in step with snapshots.
+#[derive(Clone, Debug)]
+pub struct Fold {
+    settings: Settings,
+    node: NodeView,
+    seen: Snapshot,
+    slices_of: BTreeMap<Name, BTreeSet<Name>>,
+    shares: BTreeMap<Name, Share>,
+    families: BTreeMap<Family, FamilyState>,
+}
+
+impl Fold {
+    /// No Services yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            node: NodeView::of(&settings.node, None),
+            settings,
+            seen: Snapshot::default(),
+            slices_of: BTreeMap::new(),
+            shares: BTreeMap::new(),
+            families: FAMILIES.into_iter().map(|family| (family, FamilyState::default())).collect(),
+        }
+    }
+
+    /// Takes a newer snapshot; answers what differs from the last one.
+    pub fn advance(&mut self, snapshot: &Snapshot) -> Change {
+        let dirty = self.dirty(snapshot);
+        self.seen = snapshot.clone();
+        let mut change = Change::default();
+        // First all that goes, then all that comes: an address may move from one Service to another.
+        let mut moved: BTreeMap<Family, BTreeMap<(SetId, Key), Option<Value>>> = BTreeMap::new();
+        let mut old_udp = BTreeMap::new();
+        for name in &dirty {
+            let Some(share) = self.shares.remove(name) else { continue };
+            change.health |= share.health.is_some();
+            self.withdraw(name, &share, &mut moved);
+            old_udp.insert(name.clone(), share.udp);
+        }
+        for name in dirty {
+            let (share, lowered) = self.share(&name);
+            change.health |= share.health.is_some();
+            change.udp |= old_udp.remove(&name).unwrap_or_default() != share.udp;
+            self.claim(&name, lowered, &mut moved, &mut change);
+            if share.health.is_some() || share.keys.iter().any(|keys| !keys.is_empty()) {
+                self.shares.insert(name, share);
+            }
+        }
+        for (family, moved) in moved {
+            let state = &self.families[&family];
+            let changes = moved.into_iter().filter_map(|(at, old)| {
+                let new = winner(&state.claims, &at).cloned();
+                let (set, key) = at;
+                (old != new).then(|| SetChange { set: set.name().into(), key, old, new })
+            });
+            change.families.entry(family).or_default().elements.extend(changes);
+        }
+        change.families.retain(|_, all| !all.chains.is_empty() || !all.elements.is_empty());
+        change
+    }
+
+    /// The whole table of a family.
+    #[must_use]
+    pub fn table(&self, family: Family) -> Table {
+        let mut table = skeleton(family, &self.settings);
+        let state = &self.families[&family];
+        let chains = state.chains.iter().map(|id| draw_chain(family, &self.settings, *id));
+        table.chains.extend(chains);
+        for ((set, key), claims) in &state.claims {
+            let Some((_, value)) = claims.first() else { continue };
+            if let Some(elements) = table.elements.get_mut(set.name()) {
+                elements.insert(key.clone(), value.clone());
+            }
+        }
+        table
+    }
+
+    /// Where UDP flows to each frontend may lead.
+    #[must_use]
+    pub fn udp(&self) -> UdpFrontends {
+        let mut frontends = UdpFrontends::new();
+        for (frontend, endpoints) in self.shares.values().flat_map(|share| &share.udp) {
+            frontends.entry(*frontend).or_default().extend(endpoints);
+        }
+        frontends
+    }
+
+    /// Health check ports: the Service and the number of ready endpoints here.
+    #[must_use]
+    pub fn health(&self) -> BTreeMap<u16, (Name, usize)> {
+        let shares = self.shares.iter();
+        shares
+            .filter_map(|(name, share)| {
+                share.health.map(|(port, count)| (port, (name.clone(), count)))
+            })
+            .collect()
+    }
+
+    /// This node as last seen.
+    #[must_use]
+    pub fn node(&self) -> &NodeView {
+        &self.node
+    }
+
+    /// What the proxy was told at start.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The Services whose share may differ, from what differs in the objects.
+    fn dirty(&mut self, snapshot: &Snapshot) -> BTreeSet<Name> {
+        let mut dirty = BTreeSet::new();
+        let before = std::mem::take(&mut self.seen);
+        for item in before.slices.diff(&snapshot.slices) {
+            let (old, new) = match item {
+                DiffItem::Add(name, slice) => (None, Some((name, slice))),
+                DiffItem::Remove(name, slice) => (Some((name, slice)), None),
+                DiffItem::Update { old, new } => (Some(old), Some(new)),
+            };
+            if let Some((name, slice)) = old {
+                self.unlink(name, slice, &mut dirty);
+            }
+            if let Some((name, slice)) = new
+                && let Some(service) = service_of(slice)
+            {
+                self.slices_of.entry(service.clone()).or_default().insert(name.clone());
+                dirty.insert(service);
+            }
+        }
+        for item in before.services.diff(&snapshot.services) {
+            let (DiffItem::Add(name, _)
+            | DiffItem::Remove(name, _)
+            | DiffItem::Update { new: (name, _), .. }) = item;
+            dirty.insert(name.clone());
+        }
+        let node = NodeView::of(&self.settings.node, snapshot.node.as_deref());
+        if node != self.node {
+            self.node = node;
+            dirty.extend(snapshot.services.keys().cloned());
+        }
+        dirty
+    }
+
+    fn unlink(&mut self, name: &Name, slice: &EndpointSlice, dirty: &mut BTreeSet<Name>) {
+        let Some(service) = service_of(slice) else { return };
+        if let Some(slices) = self.slices_of.get_mut(&service) {
+            slices.remove(name);
+            if slices.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+        dirty.insert(service);
+    }
+
+    fn share(&self, name: &Name) -> (Share, [Lowered; 2]) {
+        let Some(service) = self.seen.services.get(name) else { return Default::default() };
+        let slices = self.slices_of.get(name).into_iter().flatten();
+        let slices: Vec<&EndpointSlice> =
+            slices.filter_map(|name| self.seen.slices.get(name).map(AsRef::as_ref)).collect();
+        let around = Surroundings { node: &self.node, external_ips: self.settings.external_ips };
+        let view = view(service, &slices, around);
+        let lowered = FAMILIES.map(|family| lower(&view, family));
+        let keys = |lowered: &Lowered| {
+            lowered.elements.iter().map(|(set, key, _)| (*set, key.clone())).collect()
+        };
+        let keys = [keys(&lowered[0]), keys(&lowered[1])];
+        (Share { keys, udp: udp(&view), health: view.health }, lowered)
+    }
+
+    fn withdraw(
+        &mut self,
+        name: &Name,
+        share: &Share,
+        moved: &mut BTreeMap<Family, BTreeMap<(SetId, Key), Option<Value>>>,
+    ) {
+        for (family, keys) in FAMILIES.into_iter().zip(&share.keys) {
+            let state = self.families.get_mut(&family).expect("both families are there");
+            let moved = moved.entry(family).or_default();
+            for at in keys {
+                let Some(claims) = state.claims.get_mut(at) else { continue };
+                let before = claims.first().map(|(_, value)| value.clone());
+                moved.entry(at.clone()).or_insert(before);
+                claims.retain(|(claimant, _)| claimant != name);
+                if claims.is_empty() {
+                    state.claims.remove(at);
+                }
+            }
+        }
+    }
+
+    fn claim(
+        &mut self,
+        name: &Name,
+        lowered: [Lowered; 2],
+        moved: &mut BTreeMap<Family, BTreeMap<(SetId, Key), Option<Value>>>,
+        change: &mut Change,
+    ) {
+        for (family, lowered) in FAMILIES.into_iter().zip(lowered) {
+            let state = self.families.get_mut(&family).expect("both families are there");
+            for id in lowered.chains {
+                if state.chains.insert(id) {
+                    let chain = draw_chain(family, &self.settings, id);
+                    change.families.entry(family).or_default().chains.push(chain);
+                }
+            }
+            let moved = moved.entry(family).or_default();
+            for (set, key, value) in lowered.elements {
+                let at = (set, key);
+                let claims = state.claims.entry(at.clone()).or_default();
+                let before = claims.first().map(|(_, value)| value.clone());
+                moved.entry(at).or_insert(before);
+                let place = claims.partition_point(|(claimant, _)| claimant < name);
+                claims.insert(place, (name.clone(), value));
+            }
+        }
+    }
+}
+
+fn winner<'a>(claims: &'a Claims, at: &(SetId, Key)) -> Option<&'a Value> {
+    claims.get(at)?.first().map(|(_, value)| value)
+}
+
+fn udp(view: &ServiceView) -> Vec<(SocketAddr, Vec<SocketAddr>)> {
+    let frontends = view.frontends.iter().filter(|frontend| frontend.protocol == Protocol::Udp);
+    frontends
+        .map(|frontend| {
+            let endpoints = match &frontend.action {
+                Action::Reject | Action::Drop => Vec::new(),
+                Action::Forward { endpoints, .. } => endpoints.clone(),
+                Action::Split { inside, outside } => [inside.as_slice(), outside].concat(),
+            };
+            (frontend.address, endpoints)
+        })
+        .collect()
+}
