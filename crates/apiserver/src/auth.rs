@@ -37,3 +37,35 @@ pub struct Attributes {
     /// The path, for requests that name no resource.
     pub path: String,
 }
+
+/// Finds out who asks.
+#[derive(Debug, Default)]
+pub struct Authenticator {}
+
+impl Authenticator {
+    /// The user of a request; `None`: nobody said who they are.
+    ///
+    /// # Errors
+    /// 401 for credentials that are wrong.
+    pub fn authenticate(
+        &self,
+        _peer: &[rustls_pki_types::CertificateDer<'static>],
+        _headers: &http::HeaderMap,
+    ) -> Result<Option<User>, api::StatusError> {
+        Ok(None)
+    }
+}
+
+/// Decides who may do what.
+#[derive(Debug, Default)]
+pub struct Authorizer {}
+
+impl Authorizer {
+    /// Whether the request may go on.
+    ///
+    /// # Errors
+    /// The reason why not; may be empty.
+    pub fn authorize(&self, _attributes: &Attributes) -> Result<(), String> {
+        Ok(())
+    }
+}

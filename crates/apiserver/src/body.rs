@@ -33,7 +33,9 @@ pub async fn read_body(body: Body) -> Result<Bytes, StatusError> {
     match Limited::new(body, BODY_BYTES_MAX).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-        Err(error) => Err(StatusError::bad_request(format!("unable to read the request body: {error}"))),
+        Err(error) => {
+            Err(StatusError::bad_request(format!("unable to read the request body: {error}")))
+        }
     }
 }
 

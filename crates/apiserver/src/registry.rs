@@ -2,31 +2,43 @@
 //!
 //! Upstream counterpart: `k8s.io/apiserver/pkg/registry/generic/registry`.
 
+mod create;
+mod delete;
+mod update;
+
 use std::sync::Arc;
 
-use api::StatusError;
-use api::resource::{Resource, Subresource};
+use api::resource::{FieldError, Resource, Subresource};
+use api::{Reason, ResourceScope, StatusError};
 use serde_json::Value;
+use store::{Outcome, Store, StoreError, Txn};
 
 use crate::auth::User;
-use crate::{Cache, Config};
+use crate::cache::Object;
+use crate::{Cache, Config, keys, object};
+
+pub(crate) use update::Target;
 
 /// How an object is to be written.
 #[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
-    /// `fieldManager`; empty means derived from the user agent.
+    /// `fieldManager`; empty: changes are recorded for `unknown`.
     pub field_manager: String,
     /// Everything but the write itself.
     pub dry_run: bool,
+    /// The object brings its own managed fields (server-side apply).
+    pub tracked: bool,
 }
 
 /// What a write did.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// The object as stored, with its resourceVersion.
+    /// The object as stored, with its resourceVersion; after a deletion, its last state.
     pub object: Arc<Value>,
     /// Whether the object was made by this write.
     pub created: bool,
+    /// Whether the object is gone after this write.
+    pub deleted: bool,
     /// Texts for `Warning` headers.
     pub warnings: Vec<String>,
 }
@@ -48,14 +60,26 @@ pub struct DeleteOptions {
 
 /// The objects and the rules for changing them.
 pub struct Registry {
-    cache: Cache,
+    cache: Arc<Cache>,
     config: Config,
+    store: Arc<dyn Store>,
+    /// Held while a Service's addresses and ports are chosen and committed, so that none is given twice.
+    allocation: tokio::sync::Mutex<()>,
 }
 
 impl Registry {
+    /// A registry over a store; reads the whole store.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn open(config: Config, store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
+        let cache = Arc::new(Cache::open(Arc::clone(&store)).await?);
+        Ok(Arc::new(Self { cache, config, store, allocation: tokio::sync::Mutex::new(()) }))
+    }
+
     /// All objects in memory.
     #[must_use]
-    pub fn cache(&self) -> &Cache {
+    pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
     }
 
@@ -65,58 +89,117 @@ impl Registry {
         &self.config
     }
 
+    /// The store beneath.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
     /// The object of that name.
     ///
     /// # Errors
     /// 404 when there is none.
-    pub fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Arc<Value>, StatusError> {
+    pub fn get(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Value>, StatusError> {
+        self.object(resource, namespace, name).map(|object| Arc::clone(object.value()))
+    }
+
+    /// The object of that name with its encoding.
+    pub(crate) fn object(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Object>, StatusError> {
         self.cache
-            .get(resource, namespace, name)
+            .object(resource, namespace, name)
             .ok_or_else(|| StatusError::not_found(resource.group, resource.plural, name))
     }
 
-    /// Makes an object: defaults, admission, validation, storage.
-    ///
-    /// # Errors
-    /// The Status that upstream answers.
-    pub async fn create(
-        &self,
-        _user: &User,
-        _resource: &'static Resource,
-        _namespace: &str,
-        _object: Value,
-        _options: &WriteOptions,
-    ) -> Result<Written, StatusError> {
-        Err(StatusError::internal("not built yet"))
-    }
-
-    /// Replaces an object, or its `subresource` part; a resourceVersion in `object` must be the current one.
+    /// Replaces an object, or its `subresource` part; a resourceVersion in `object` must be the current one. An
+    /// object that is missing is made when upstream does so.
     ///
     /// # Errors
     /// The Status that upstream answers.
     pub async fn update(
         &self,
-        _user: &User,
-        _resource: &'static Resource,
-        _subresource: Option<Subresource>,
-        _object: Value,
-        _options: &WriteOptions,
+        user: &User,
+        resource: &'static Resource,
+        subresource: Option<Subresource>,
+        object: Value,
+        options: &WriteOptions,
     ) -> Result<Written, StatusError> {
-        Err(StatusError::internal("not built yet"))
+        let namespace = object::meta_str(&object, "namespace").to_owned();
+        let name = object::meta_str(&object, "name").to_owned();
+        let missing = self.cache.object(resource, &namespace, &name).is_none();
+        if missing && subresource.is_none() && update::creates(resource) {
+            if object::revision(&object) != 0 {
+                return Err(StatusError::modified(resource.group, resource.plural, &name));
+            }
+            return self.create(user, resource, &namespace, object, options).await;
+        }
+        let target = Target { user, resource, subresource, namespace: &namespace, name: &name };
+        self.change(&target, options, |_old| Ok(object.clone())).await
     }
 
-    /// Deletes an object, or marks it as being deleted when finalizers or grace keep it.
-    ///
-    /// # Errors
-    /// The Status that upstream answers.
-    pub async fn delete(
-        &self,
-        _user: &User,
-        _resource: &'static Resource,
-        _namespace: &str,
-        _name: &str,
-        _options: &DeleteOptions,
-    ) -> Result<Written, StatusError> {
-        Err(StatusError::internal("not built yet"))
+    /// Commits one transaction and waits until reads see it.
+    async fn commit(&self, txn: Txn) -> Result<Outcome, StatusError> {
+        let outcome = self.store.commit(txn).await.map_err(|error| store_status(&error))?;
+        if let Outcome::Committed(revision) = outcome {
+            self.cache.wait_for(revision).await;
+        }
+        Ok(outcome)
+    }
+
+    /// The lock under which addresses are allocated, when the resource has any.
+    async fn allocation(&self, resource: &Resource) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        if resource.group.is_empty() && resource.plural == "services" {
+            Some(self.allocation.lock().await)
+        } else {
+            None
+        }
+    }
+}
+
+/// The key of an object as the store wants it.
+fn store_key(resource: &Resource, namespace: &str, name: &str) -> Arc<str> {
+    keys::key(resource, namespace, name).into()
+}
+
+/// The namespace as the object's key and metadata have it.
+fn scoped<'a>(resource: &Resource, namespace: &'a str) -> &'a str {
+    if resource.scope == ResourceScope::Namespaced { namespace } else { "" }
+}
+
+/// A failed store as clients see it.
+fn store_status(error: &StoreError) -> StatusError {
+    match error {
+        StoreError::DiskFull => StatusError::internal("etcdserver: mvcc: database space exceeded"),
+        StoreError::Closed => {
+            StatusError::new(Reason::ServiceUnavailable, "the server is shutting down")
+        }
+        other => StatusError::internal(other),
+    }
+}
+
+/// 422 when there are errors.
+fn check(resource: &Resource, name: &str, errors: &[FieldError]) -> Result<(), StatusError> {
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(StatusError::invalid(resource.group, resource.kind, name, errors))
+    }
+}
+
+/// `apps/v1`, or `v1` in the core group.
+pub(crate) fn api_version(resource: &Resource) -> String {
+    if resource.group.is_empty() {
+        resource.version.to_owned()
+    } else {
+        format!("{}/{}", resource.group, resource.version)
     }
 }

@@ -1,15 +1,50 @@
 //! The server: owns the registry, listens with TLS, answers requests.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use api::{Reason, StatusError};
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+use store::{Embedded, Store};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::auth::User;
-use crate::{Body, Config, Registry, empty_body};
+use crate::auth::{Attributes, Authenticator, Authorizer, User};
+use crate::metrics::Metrics;
+use crate::negotiate;
+use crate::request::RequestInfo;
+use crate::{Body, BoxError, Config, Registry, discovery, paths, reply, rest};
+
+/// Bound on a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bound on the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(32);
+/// How long a shutdown waits for connections to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
+    /// The data directory could not be made.
+    #[error("cannot make the data directory {path}")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The store did not open.
     #[error("cannot open the store at {path}")]
     Store {
@@ -19,25 +54,267 @@ pub enum ServerError {
         #[source]
         source: store::StoreError,
     },
-    /// The listener failed.
-    #[error("cannot listen")]
-    Listen(#[source] std::io::Error),
+    /// Keys, certificates or the first objects could not be made.
+    #[error("cannot prepare {what}")]
+    Prepare {
+        /// What.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: crate::BoxError,
+    },
 }
 
 /// One API server.
 pub struct Server {
     registry: Arc<Registry>,
+    authenticator: Arc<Authenticator>,
+    authorizer: Arc<Authorizer>,
+    metrics: Metrics,
+    closing: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl Server {
+    /// Opens the store under `config.data_dir` and reads it.
+    ///
+    /// # Errors
+    /// When the directory or the store cannot be opened.
+    pub async fn open_registry(config: Config) -> Result<Arc<Registry>, ServerError> {
+        let directory = config.data_dir.display().to_string();
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|source| ServerError::Directory { path: directory, source })?;
+        let path = config.data_dir.join("store.redb");
+        let failed = |source| ServerError::Store { path: path.display().to_string(), source };
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(&path).map_err(failed)?);
+        Registry::open(config, store).await.map_err(failed)
+    }
+
+    /// A server over a registry; must be called within a tokio runtime.
+    #[must_use]
+    pub fn new(
+        registry: Arc<Registry>,
+        authenticator: Arc<Authenticator>,
+        authorizer: Arc<Authorizer>,
+    ) -> Arc<Self> {
+        let server = Arc::new(Self {
+            registry,
+            authenticator,
+            authorizer,
+            metrics: Metrics::default(),
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let (cache, closing) = (Arc::clone(server.registry.cache()), server.closing.clone());
+        server.tasks.spawn(async move {
+            tokio::select! {
+                () = cache.follow() => {}
+                () = closing.cancelled() => {}
+            }
+        });
+        server
+    }
+
     /// The objects and their rules.
     #[must_use]
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
     }
 
-    /// Answers one request of an authenticated user: authorization, admission, storage.
-    pub async fn respond(&self, _user: User, _request: Request<Body>) -> Response<Body> {
-        Response::new(empty_body())
+    /// Answers one request of an authenticated user: authorization, admission, storage. Both the TLS listener and
+    /// components of the same process come through here.
+    pub async fn respond(&self, user: User, request: Request<Body>) -> Response<Body> {
+        let started = Instant::now();
+        let info = RequestInfo::parse(request.method(), request.uri(), request.headers());
+        let response = match Box::pin(self.route(&user, &info, request)).await {
+            Ok(response) => response,
+            Err(error) => reply::failure(&error),
+        };
+        let parts = info.resource.map_or(&[][..], |resource| resource.subresources);
+        let known = parts.iter().any(|part| part.name() == info.subresource);
+        let part = if known { info.subresource.as_str() } else { "" };
+        self.metrics.count(
+            info.verb,
+            info.resource,
+            part,
+            response.status().as_u16(),
+            started.elapsed(),
+        );
+        response
+    }
+
+    async fn route(
+        &self,
+        user: &User,
+        info: &RequestInfo,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, StatusError> {
+        self.authorize(user, info)?;
+        if let Some(resource) = info.resource {
+            let accept = if info.subresource.is_empty() || info.verb != "get" {
+                negotiate::accept(request.headers())?
+            } else {
+                // Logs and proxied answers have types of their own.
+                negotiate::accept(request.headers())
+                    .unwrap_or(negotiate::Accept { form: negotiate::Form::Plain, yaml: false })
+            };
+            let context = rest::Context {
+                registry: &self.registry,
+                user,
+                info,
+                resource,
+                accept,
+                closing: &self.closing,
+            };
+            return rest::respond(&context, request).await;
+        }
+        let headers = request.headers();
+        Ok(paths::respond(&info.path, &info.query, headers, &self.metrics)
+            .or_else(|| discovery::respond(&info.path, headers, self.registry.config()))
+            .unwrap_or_else(reply::page_not_found))
+    }
+
+    fn authorize(&self, user: &User, info: &RequestInfo) -> Result<(), StatusError> {
+        let attributes = attributes(user, info);
+        self.authorizer.authorize(&attributes).map_err(|reason| forbidden(&attributes, &reason))
+    }
+
+    /// Serves connections until [`Server::shutdown`].
+    pub async fn serve(self: &Arc<Self>, listener: TcpListener, tls: Arc<ServerConfig>) {
+        let acceptor = TlsAcceptor::from(tls);
+        loop {
+            let stream = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.closing.cancelled() => return,
+            };
+            match stream {
+                Ok((stream, _peer)) => {
+                    let (server, acceptor) = (Arc::clone(self), acceptor.clone());
+                    self.tasks.spawn(async move { server.connection(stream, acceptor).await });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: let some connections end.
+                    tracing::warn!(component = "apiserver", %error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, acceptor: TlsAcceptor) {
+        // Without it small answers wait for acknowledgements; a socket that refuses is served all the same.
+        let _ignored = stream.set_nodelay(true);
+        let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => {
+                tracing::debug!(component = "apiserver", %error, "TLS handshake failed");
+                return;
+            }
+            Err(_elapsed) => return,
+        };
+        let peer: Arc<[CertificateDer<'static>]> =
+            tls.get_ref().1.peer_certificates().unwrap_or_default().iter().cloned().collect();
+        let server = Arc::clone(&self);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (server, peer) = (Arc::clone(&server), Arc::clone(&peer));
+            let answer: BoxFuture<'static, Result<Response<Body>, Infallible>> =
+                Box::pin(async move { Ok(server.answer(&peer, request).await) });
+            answer
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(1000);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
+        tokio::pin!(connection);
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            () = self.closing.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(component = "apiserver", error, "connection ended");
+        }
+    }
+
+    /// Authenticates and answers one request of a connection.
+    async fn answer(
+        &self,
+        peer: &[CertificateDer<'static>],
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let user = match self.authenticator.authenticate(peer, request.headers()) {
+            Ok(Some(user)) => user,
+            Ok(None) => anonymous(),
+            Err(error) => return reply::failure(&error),
+        };
+        let request = request
+            .map(|body| body.map_err(|error| -> BoxError { Box::new(error) }).boxed_unsync());
+        self.respond(user, request).await
+    }
+
+    /// Ends watches and connections, finishes accepted writes, closes the store.
+    pub async fn shutdown(&self) {
+        self.closing.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!(component = "apiserver", "connections were still open at shutdown");
+        }
+        self.registry.store().close().await;
+    }
+}
+
+/// What the authorizer is asked.
+fn attributes(user: &User, info: &RequestInfo) -> Attributes {
+    let of_resource = info.resource.is_some();
+    let text = |value: &str| if of_resource { value.to_owned() } else { String::new() };
+    Attributes {
+        user: user.clone(),
+        verb: info.verb.to_owned(),
+        group: text(&info.group),
+        version: text(&info.version),
+        resource: info.resource.map_or("", |resource| resource.plural).to_owned(),
+        subresource: text(&info.subresource),
+        // A namespace is asked for within itself.
+        namespace: if info.resource.is_some_and(|resource| resource.plural == "namespaces") {
+            text(&info.name)
+        } else {
+            text(&info.namespace)
+        },
+        name: text(&info.name),
+        path: info.path.clone(),
+    }
+}
+
+/// 403 in upstream's words.
+fn forbidden(attributes: &Attributes, reason: &str) -> StatusError {
+    let Attributes { user, verb, group, resource, subresource, namespace, name, path, .. } =
+        attributes;
+    let user = &user.name;
+    let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    if resource.is_empty() {
+        let message = format!("forbidden: User {user:?} cannot {verb} path {path:?}{reason}");
+        return StatusError { reason: Reason::Forbidden, message, details: serde_json::json!({}) };
+    }
+    let full =
+        if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") };
+    let scope = if namespace.is_empty() {
+        "at the cluster scope".to_owned()
+    } else {
+        format!("in the namespace {namespace:?}")
+    };
+    let why = format!(
+        "User {user:?} cannot {verb} resource {full:?} in API group {group:?} {scope}{reason}"
+    );
+    StatusError::forbidden(group, resource, name, why)
+}
+
+/// Who asks without credentials.
+fn anonymous() -> User {
+    User {
+        name: "system:anonymous".to_owned(),
+        groups: vec!["system:unauthenticated".to_owned()],
+        ..User::default()
     }
 }

@@ -1,0 +1,78 @@
+//! Answers: objects, errors and raw bytes as HTTP responses.
+
+use api::{Reason, StatusError};
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::negotiate::Accept;
+use crate::{Body, full_body, object};
+
+/// An answer of one content type.
+pub(crate) fn reply(
+    status: StatusCode,
+    content_type: &'static str,
+    bytes: impl Into<Bytes>,
+) -> Response<Body> {
+    let mut response = Response::new(full_body(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// Encoded JSON.
+pub(crate) fn json_bytes(status: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
+    reply(status, "application/json", bytes)
+}
+
+/// A JSON value, or the same as YAML when that was asked for.
+pub(crate) fn value(status: StatusCode, accept: Accept, value: &Value) -> Response<Body> {
+    if accept.yaml {
+        match serde_saphyr::to_string(value) {
+            Ok(text) => reply(status, "application/yaml", text),
+            Err(error) => failure(&StatusError::internal(error)),
+        }
+    } else {
+        json_bytes(status, object::encode(value))
+    }
+}
+
+/// A failed request.
+pub(crate) fn failure(error: &StatusError) -> Response<Body> {
+    let status =
+        StatusCode::from_u16(error.reason.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json_bytes(status, object::encode(&error.to_value()));
+    if let Some(seconds) = error.details["retryAfterSeconds"].as_u64() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// What Go's mux answers for paths that nobody serves; clients turn it into their own sentence.
+pub(crate) fn page_not_found() -> Response<Body> {
+    reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n")
+}
+
+/// 405 in upstream's words.
+pub(crate) fn method_not_allowed() -> StatusError {
+    StatusError::new(
+        Reason::MethodNotAllowed,
+        "the server does not allow this method on the requested resource",
+    )
+}
+
+/// Adds `Warning` headers.
+pub(crate) fn with_warnings(mut response: Response<Body>, warnings: &[String]) -> Response<Body> {
+    for warning in warnings {
+        let text = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
+        if let Ok(line) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+            response.headers_mut().append(header::WARNING, line);
+        }
+    }
+    response
+}
+
+/// `Status` of a success.
+pub(crate) fn success(details: &Value) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
+}

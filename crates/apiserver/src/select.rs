@@ -1,0 +1,120 @@
+//! Selection of objects by labels and fields. Upstream: `SelectionPredicate`.
+
+use api::StatusError;
+use api::resource::Resource;
+use api::selector::LabelSelector;
+use serde_json::Value;
+
+use crate::cache::Object;
+use crate::request::RequestInfo;
+
+/// One term of a field selector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct FieldTerm {
+    field: String,
+    value: String,
+    /// `!=` instead of `=`.
+    not: bool,
+}
+
+/// Labels and fields that objects must have.
+#[derive(Clone, Debug)]
+pub(crate) struct Selector {
+    resource: &'static Resource,
+    labels: Option<LabelSelector>,
+    fields: Vec<FieldTerm>,
+}
+
+impl Selector {
+    /// Reads `labelSelector` and `fieldSelector`.
+    ///
+    /// # Errors
+    /// 400 in upstream's words.
+    pub fn parse(info: &RequestInfo, resource: &'static Resource) -> Result<Self, StatusError> {
+        let (labels, fields) = (info.query.get("labelSelector"), info.query.get("fieldSelector"));
+        let parsed = match labels {
+            "" => None,
+            text => Some(LabelSelector::parse(text).map_err(|error| {
+                StatusError::bad_request(format!("unable to parse requirement: {error}"))
+            })?),
+        };
+        let mut selector = Self { resource, labels: parsed, fields: Vec::new() };
+        for part in fields.split(',').filter(|part| !part.is_empty()) {
+            let term = parse_term(part).ok_or_else(|| {
+                StatusError::bad_request(format!(
+                    "invalid selector: '{fields}'; can't understand '{part}'"
+                ))
+            })?;
+            if !selector.knows(&term.field) {
+                return Err(StatusError::bad_request(format!(
+                    "Unable to find {:?} that match label selector {labels:?}, field selector {fields:?}: field label not supported: {}",
+                    gvr(resource),
+                    term.field
+                )));
+            }
+            selector.fields.push(term);
+        }
+        Ok(selector)
+    }
+
+    /// Only the object of that name.
+    pub fn require_name(&mut self, name: &str) {
+        self.fields.push(FieldTerm {
+            field: "metadata.name".to_owned(),
+            value: name.to_owned(),
+            not: false,
+        });
+    }
+
+    /// Whether nothing is left out.
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_none() && self.fields.is_empty()
+    }
+
+    /// Whether an object is selected; parses it only when it must.
+    pub fn matches(&self, object: &Object) -> bool {
+        self.is_everything() || self.matches_value(object.value())
+    }
+
+    fn matches_value(&self, object: &Value) -> bool {
+        let labels = &object["metadata"]["labels"];
+        if self.labels.as_ref().is_some_and(|selector| !selector.matches_value(labels)) {
+            return false;
+        }
+        if self.fields.is_empty() {
+            return true;
+        }
+        let own = (self.resource.rules.fields)(object);
+        self.fields.iter().all(|term| {
+            let found = match term.field.as_str() {
+                "metadata.name" => crate::object::meta_str(object, "name"),
+                "metadata.namespace" => crate::object::meta_str(object, "namespace"),
+                field => own.iter().find(|(name, _)| *name == field).map_or("", |(_, value)| value),
+            };
+            (found == term.value) != term.not
+        })
+    }
+
+    fn knows(&self, field: &str) -> bool {
+        matches!(field, "metadata.name" | "metadata.namespace")
+            || (self.resource.rules.fields)(&Value::Null).iter().any(|(name, _)| *name == field)
+    }
+}
+
+fn parse_term(part: &str) -> Option<FieldTerm> {
+    let (field, value, not) = if let Some((field, value)) = part.split_once("!=") {
+        (field, value, true)
+    } else if let Some((field, value)) = part.split_once("==") {
+        (field, value, false)
+    } else {
+        let (field, value) = part.split_once('=')?;
+        (field, value, false)
+    };
+    let value = value.replace("\\,", ",").replace("\\=", "=").replace("\\\\", "\\");
+    Some(FieldTerm { field: field.trim().to_owned(), value, not })
+}
+
+/// `/v1, Resource=pods`.
+fn gvr(resource: &Resource) -> String {
+    format!("{}/{}, Resource={}", resource.group, resource.version, resource.plural)
+}
