@@ -4,3 +4,6 @@ pub mod arp;
 pub mod link;
 pub mod netns;
 pub mod sysctl;
+pub mod conntrack;
+mod netfilter;
+pub mod nftables;

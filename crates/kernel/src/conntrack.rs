@@ -1,0 +1,174 @@
+//! Connection tracking through ctnetlink: lists UDP flows and deletes single ones.
+//!
+//! UDP has no handshake: a client that keeps sending keeps its flow alive, to wherever it was first translated.
+//! Upstream counterpart: `pkg/proxy/conntrack`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use net::nft::Family;
+
+use crate::netfilter::{Attributes, Builder, NetfilterError, Socket, refused, replies};
+
+const SUBSYSTEM: u16 = 1;
+const GET: u16 = 1;
+const DELETE: u16 = 2;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+const PROTO_NUMBER: u16 = 1;
+const PROTO_SOURCE: u16 = 2;
+const PROTO_DESTINATION: u16 = 3;
+const STATUS_DNAT: u32 = 1 << 5;
+const UDP: u8 = 17;
+/// A dump that changes came into is tried again this often; flows that came meanwhile are the next round's.
+const DUMP_TRIES_MAX: u32 = 3;
+
+/// A UDP flow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flow {
+    /// Who sends.
+    pub source: SocketAddr,
+    /// To whom, as sent.
+    pub destination: SocketAddr,
+    /// Who answers: the destination after translation.
+    pub answers: SocketAddr,
+    /// Whether the destination was translated.
+    pub translated: bool,
+    zone: Option<u16>,
+    id: Option<u32>,
+}
+
+/// A connection to the tracking of one network namespace: the one that the opening thread was in.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: Socket,
+}
+
+impl Conntrack {
+    /// Opens a connection in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When there is no such socket; needs CAP_NET_ADMIN.
+    pub fn open() -> Result<Self, NetfilterError> {
+        Ok(Self { socket: Socket::open()? })
+    }
+
+    /// All UDP flows of a family.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or changes keep coming in between.
+    pub fn udp_flows(&mut self, family: Family) -> Result<Vec<Flow>, NetfilterError> {
+        let mut flows = Vec::new();
+        for _ in 0..DUMP_TRIES_MAX {
+            self.socket.drain();
+            flows.clear();
+            let sequence = self.socket.next_sequence(1);
+            let mut builder = Builder::default();
+            let flags = NLM_F_REQUEST | NLM_F_DUMP;
+            builder.begin(SUBSYSTEM << 8 | GET, flags, sequence, family_number(family), 0);
+            builder.end();
+            let whole = self.socket.dump(builder.bytes(), sequence, "list the flows", |reply| {
+                flows.extend(decode(reply.attributes()));
+            })?;
+            if whole {
+                break;
+            }
+        }
+        flows.sort();
+        flows.dedup();
+        Ok(flows)
+    }
+
+    /// Deletes a flow; one that is gone is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delete(&mut self, flow: &Flow) -> Result<(), NetfilterError> {
+        self.socket.drain();
+        let sequence = self.socket.next_sequence(1);
+        let family = Family::of(&flow.source.ip());
+        let mut builder = Builder::default();
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        builder.begin(SUBSYSTEM << 8 | DELETE, flags, sequence, family_number(family), 0);
+        put_tuple(&mut builder, flow);
+        if let Some(zone) = flow.zone {
+            builder.raw(ZONE, &zone.to_be_bytes());
+        }
+        if let Some(id) = flow.id {
+            builder.be32(ID, id);
+        }
+        builder.end();
+        self.socket.send(builder.bytes())?;
+        let mut buffer = Vec::new();
+        while let Some(len) = self.socket.receive(&mut buffer)? {
+            for reply in replies(&buffer[..len]) {
+                match reply.error() {
+                    None | Some(libc::ENOENT) => {}
+                    Some(errno) => {
+                        let action = format!("delete the flow to {}", flow.destination);
+                        refused(errno, reply.detail(), &action)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn family_number(family: Family) -> u8 {
+    match family {
+        Family::Ip => 2,
+        Family::Ip6 => 10,
+    }
+}
+
+fn put_tuple(builder: &mut Builder, flow: &Flow) {
+    let tuple = builder.open(TUPLE_ORIGINAL);
+    let ip = builder.open(TUPLE_IP);
+    for (address, v4, v6) in [(flow.source.ip(), 1, 3), (flow.destination.ip(), 2, 4)] {
+        match address {
+            IpAddr::V4(address) => builder.raw(v4, &address.octets()),
+            IpAddr::V6(address) => builder.raw(v6, &address.octets()),
+        }
+    }
+    builder.close(&ip);
+    let proto = builder.open(TUPLE_PROTO);
+    builder.byte(PROTO_NUMBER, UDP);
+    builder.raw(PROTO_SOURCE, &flow.source.port().to_be_bytes());
+    builder.raw(PROTO_DESTINATION, &flow.destination.port().to_be_bytes());
+    builder.close(&proto);
+    builder.close(&tuple);
+}
+
+fn decode(attributes: Attributes<'_>) -> Option<Flow> {
+    let (source, destination) = tuple(attributes.nested(TUPLE_ORIGINAL)?)?;
+    let (answers, _) = tuple(attributes.nested(TUPLE_REPLY)?)?;
+    let translated = attributes.be32(STATUS).is_some_and(|status| status & STATUS_DNAT != 0);
+    let (zone, id) = (attributes.be16(ZONE), attributes.be32(ID));
+    Some(Flow { source, destination, answers, translated, zone, id })
+}
+
+/// Source and destination of a UDP tuple.
+fn tuple(attributes: Attributes<'_>) -> Option<(SocketAddr, SocketAddr)> {
+    let proto = attributes.nested(TUPLE_PROTO)?;
+    if proto.byte(PROTO_NUMBER)? != UDP {
+        return None;
+    }
+    let ip = attributes.nested(TUPLE_IP)?;
+    let address = |v4: u16, v6: u16| -> Option<IpAddr> {
+        match ip.find(v4) {
+            Some(bytes) => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into()),
+            None => Some(Ipv6Addr::from(<[u8; 16]>::try_from(ip.find(v6)?).ok()?).into()),
+        }
+    };
+    let source = SocketAddr::new(address(1, 3)?, proto.be16(PROTO_SOURCE)?);
+    let destination = SocketAddr::new(address(2, 4)?, proto.be16(PROTO_DESTINATION)?);
+    Some((source, destination))
+}
