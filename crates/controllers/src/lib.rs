@@ -12,11 +12,16 @@ use tokio_util::sync::CancellationToken;
 mod deployment;
 mod endpoints;
 mod endpointslice;
+mod gc;
 pub mod loadbalancer;
+mod namespaces;
+mod nodes;
 mod owners;
 mod reflectors;
 mod replicaset;
 mod scheduler;
+mod serviceaccounts;
+mod statefulset;
 mod volumes;
 mod write;
 
@@ -85,6 +90,12 @@ pub fn spawn(
         tokio::spawn(endpointslice::start_mirror(context.clone())),
         tokio::spawn(endpoints::start(context.clone())),
         tokio::spawn(scheduler::start(context.clone())),
+        tokio::spawn(statefulset::start(context.clone())),
+        tokio::spawn(serviceaccounts::start(context.clone())),
+        tokio::spawn(namespaces::start(context.clone())),
+        tokio::spawn(nodes::start(context.clone())),
+        tokio::spawn(nodes::start_orphans(context.clone())),
+        tokio::spawn(gc::start(context.clone())),
         tokio::spawn(volumes::start(context)),
     ]
 }

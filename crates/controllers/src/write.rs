@@ -72,6 +72,18 @@ macro_rules! with_kind {
 }
 
 impl Writer {
+    /// Whether the object with this uid still exists.
+    pub(crate) async fn exists(&self, kind: ObjectKind, name: &api::Name, uid: &str) -> Result<bool, Error> {
+        let found = with_kind!(kind, K => {
+            let got = Box::pin(self.client.get::<K>(&name.namespace, &name.name)).await;
+            got.map(|object| object.uid() == uid)
+        });
+        match found {
+            Err(error) if error.is_not_found() => Ok(false),
+            found => found,
+        }
+    }
+
     /// A writer for `component`, which is also the source of its events.
     pub(crate) fn new(client: Client, component: &str) -> Self {
         let recorder = Recorder::new(&client, component, "");
@@ -102,9 +114,12 @@ impl Writer {
                     client.patch::<K>(namespace, name, &patch).await.map(drop)
                 })
             }
-            Action::Delete { kind, name, uid, grace } => {
-                let options =
-                    DeleteOptions { grace_period_seconds: grace, ..DeleteOptions::uid(&uid) };
+            Action::Delete { kind, name, uid, grace, propagation } => {
+                let options = DeleteOptions {
+                    grace_period_seconds: grace,
+                    propagation_policy: propagation,
+                    ..DeleteOptions::uid(&uid)
+                };
                 with_kind!(kind, K => client.delete::<K>(&name.namespace, &name.name, &options).await)
             }
             Action::CreatePods { owner, pods } => self.create_pods(&owner, &pods).await,

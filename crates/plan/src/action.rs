@@ -29,6 +29,26 @@ macro_rules! objects {
             const KNOWN: ObjectKind = ObjectKind::$variant;
         })*
 
+        impl ObjectKind {
+            /// The kind that an owner reference names, if it is one of these.
+            #[must_use]
+            pub fn named(api_version: &str, kind: &str) -> Option<Self> {
+                $(if is::<$type>(api_version, kind) {
+                    return Some(Self::$variant);
+                })*
+                None
+            }
+
+            /// Whether objects of the kind live in namespaces.
+            #[must_use]
+            pub fn is_namespaced(self) -> bool {
+                match self {
+                    // A collection path with a namespace in it is that of a namespaced kind.
+                    $(Self::$variant => <$type as Kind>::path("x") != <$type as Kind>::path(""),)*
+                }
+            }
+        }
+
         impl Object {
             /// The object's kind.
             #[must_use]
@@ -43,6 +63,10 @@ macro_rules! objects {
             }
         }
     };
+}
+
+fn is<K: Kind>(api_version: &str, kind: &str) -> bool {
+    K::KIND == kind && K::API_VERSION == api_version
 }
 
 /// A type that is one of [`ObjectKind`].
@@ -116,6 +140,8 @@ pub enum Action {
         uid: String,
         /// Seconds of grace; `None` for the object's own.
         grace: Option<i64>,
+        /// `Background`, `Foreground` or `Orphan`; `None` for the kind's default.
+        propagation: Option<&'static str>,
     },
     /// Create pods in growing batches (1, 2, 4, …), stopping at the first failure, each told as an event of the owner.
     CreatePods {
@@ -189,6 +215,7 @@ pub fn delete<K: Known>(object: &K) -> Action {
         name: object.object_name(),
         uid: object.uid().to_owned(),
         grace: None,
+        propagation: None,
     }
 }
 

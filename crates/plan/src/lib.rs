@@ -16,3 +16,5 @@ pub mod service;
 pub mod decide;
 pub mod namespaces;
 pub mod serviceaccounts;
+pub mod gc;
+pub mod nodes;

@@ -17,6 +17,8 @@ use crate::podfacts;
 
 pub mod deployment;
 pub mod replicaset;
+pub mod revisions;
+pub mod statefulset;
 
 /// The label that tells the ReplicaSets of one Deployment apart.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
