@@ -42,7 +42,11 @@ impl Context<'_> {
     }
 
     fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     fn time_text(&self) -> String {
@@ -54,7 +58,11 @@ impl Context<'_> {
             name: self.manager.to_owned(),
             operation,
             subresource: self.subresource.to_owned(),
-            api_version: if operation == Operation::Apply { String::new() } else { self.api_version() },
+            api_version: if operation == Operation::Apply {
+                String::new()
+            } else {
+                self.api_version()
+            },
         }
     }
 
@@ -78,7 +86,11 @@ impl Context<'_> {
 /// # Errors
 /// 409 when other managers own fields with other values and `force` is off; 400 when the configuration carries
 /// managedFields; 500, as upstream, for a configuration that does not fit the kind's schema.
-pub fn apply(context: &Context<'_>, live: Option<&Value>, applied: &Value) -> Result<Value, StatusError> {
+pub fn apply(
+    context: &Context<'_>,
+    live: Option<&Value>,
+    applied: &Value,
+) -> Result<Value, StatusError> {
     let managed = applied.pointer("/metadata/managedFields");
     if managed.is_some_and(|entries| !entries.is_null() && *entries != json!([])) {
         return Err(StatusError::bad_request("metadata.managedFields must be nil"));
@@ -101,7 +113,7 @@ pub fn apply(context: &Context<'_>, live: Option<&Value>, applied: &Value) -> Re
 
     let mut merged = match &bare {
         Some(live) => typed::merge(live, &applied, shape),
-        None => applied.clone(),
+        None => applied,
     };
     let kept = managers.values().fold(set.clone(), |kept, owned| kept.union(&owned.set));
     typed::remove(&mut merged, shape, &last.difference(&set), &kept);
@@ -109,7 +121,10 @@ pub fn apply(context: &Context<'_>, live: Option<&Value>, applied: &Value) -> Re
     if let Some(live) = &bare {
         settle(context, live, &merged, &mut managers)?;
     }
-    managers.insert(manager, Owned { api_version: context.api_version(), time: context.time_text(), set });
+    managers.insert(
+        manager,
+        Owned { api_version: context.api_version(), time: context.time_text(), set },
+    );
     managers::encode(&managers, &mut merged);
     Ok(match live {
         Some(live) if is_same_but_time(live, &merged) => live.clone(),
@@ -127,7 +142,8 @@ pub fn track_update(context: &Context<'_>, old: Option<&Value>, new: &mut Value)
         return;
     }
     let before = old.and_then(managers::decode).unwrap_or_default();
-    let mut managers = managers::decode(new).filter(|managers| !managers.is_empty()).unwrap_or(before);
+    let mut managers =
+        managers::decode(new).filter(|managers| !managers.is_empty()).unwrap_or(before);
     if old.is_some() && managers.is_empty() {
         managers::encode(&managers, new);
         return;
@@ -154,9 +170,16 @@ pub fn track_update(context: &Context<'_>, old: Option<&Value>, new: &mut Value)
 }
 
 /// Takes from the other managers what the apply changed, or says that it may not.
-fn settle(context: &Context<'_>, live: &Value, merged: &Value, managers: &mut Managers) -> Result<(), StatusError> {
+fn settle(
+    context: &Context<'_>,
+    live: &Value,
+    merged: &Value,
+    managers: &mut Managers,
+) -> Result<(), StatusError> {
     let changes = typed::compare(Some(live), merged, context.shape());
-    let taken = changes.added.union(&changes.modified);
+    let mut taken = changes.added.union(&changes.modified);
+    // What this door cannot write is put back by the server and is no conflict.
+    context.reset(&mut taken);
     let conflicts: Vec<(&Manager, Vec<Vec<Element>>)> = managers
         .iter()
         .map(|(manager, owned)| (manager, owned.set.intersection(&taken).paths()))
@@ -204,13 +227,17 @@ fn conflict(conflicts: &[(&Manager, Vec<Vec<Element>>)]) -> StatusError {
         .collect();
     let message = match conflicts {
         [(manager, paths)] if paths.len() == 1 => {
-            format!("Apply failed with 1 conflict: conflict with {manager}: {}", path_text(&paths[0]))
+            format!(
+                "Apply failed with 1 conflict: conflict with {manager}: {}",
+                path_text(&paths[0])
+            )
         }
         _ => {
             let parts: Vec<String> = conflicts
                 .iter()
                 .map(|(manager, paths)| {
-                    let paths: Vec<String> = paths.iter().map(|path| format!("- {}", path_text(path))).collect();
+                    let paths: Vec<String> =
+                        paths.iter().map(|path| format!("- {}", path_text(path))).collect();
                     format!("conflicts with {manager}:\n{}", paths.join("\n"))
                 })
                 .collect();

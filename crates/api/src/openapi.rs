@@ -13,6 +13,9 @@ use serde_json::{Map, Value, json};
 
 use document::{Dialect, definitions, paths};
 
+/// The media type of [`v2_protobuf`], as kubectl's `Accept` spells it.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
 /// A resource that the server serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Served<'a> {
@@ -50,8 +53,7 @@ pub fn v2(resources: &[Served<'_>]) -> Value {
     })
 }
 
-/// `/openapi/v2` in gnostic's protobuf form (`application/com.github.proto-openapi.spec.v2@v1.0+protobuf`), which is all
-/// that kubectl before 1.27 reads. `document` is what [`v2`] returned.
+/// `/openapi/v2` in gnostic's protobuf form ([`V2_PROTOBUF`]), which is all that kubectl before 1.27 reads. `document` is what [`v2`] returned.
 #[must_use]
 pub fn v2_protobuf(document: &Value) -> Vec<u8> {
     gnostic::encode(document)
@@ -81,7 +83,8 @@ pub fn v3_index(resources: &[Served<'_>]) -> Value {
 #[must_use]
 pub fn v3_group(group: &str, version: &str, resources: &[Served<'_>]) -> Option<Value> {
     let wanted = root(group, version);
-    let served: Vec<Served<'_>> = resources.iter().filter(|resource| resource.root() == wanted).copied().collect();
+    let served: Vec<Served<'_>> =
+        resources.iter().filter(|resource| resource.root() == wanted).copied().collect();
     if served.is_empty() {
         return None;
     }

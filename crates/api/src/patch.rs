@@ -15,8 +15,8 @@ pub const JSON_PATCH_OPERATIONS_MAX: usize = 10_000;
 /// # Errors
 /// 400 for a malformed patch, 413 for too many operations, 422 for one that cannot be applied.
 pub fn json(object: &Value, patch: &Value) -> Result<Value, StatusError> {
-    let operations: json_patch::Patch =
-        serde_json::from_value(patch.clone()).map_err(|error| StatusError::bad_request(error.to_string()))?;
+    let operations: json_patch::Patch = serde_json::from_value(patch.clone())
+        .map_err(|error| StatusError::bad_request(error.to_string()))?;
     if operations.len() > JSON_PATCH_OPERATIONS_MAX {
         return Err(StatusError::new(
             Reason::RequestEntityTooLarge,
@@ -37,7 +37,10 @@ pub fn json(object: &Value, patch: &Value) -> Result<Value, StatusError> {
 /// 400 when the patch is not an object.
 pub fn merge(object: &Value, patch: &Value) -> Result<Value, StatusError> {
     if !patch.is_object() {
-        return Err(StatusError::bad_request(format!("error decoding patch: {}", not_a_map(patch))));
+        return Err(StatusError::bad_request(format!(
+            "error decoding patch: {}",
+            not_a_map(patch)
+        )));
     }
     let mut patched = object.clone();
     json_patch::merge(&mut patched, patch);
@@ -63,7 +66,9 @@ pub fn strategic(
              application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
         )
     })?;
-    let Value::Object(patch) = patch else { return Err(StatusError::bad_request(not_a_map(patch))) };
+    let Value::Object(patch) = patch else {
+        return Err(StatusError::bad_request(not_a_map(patch)));
+    };
     let mut patched = object.as_object().cloned().unwrap_or_default();
     strategic::merge_object(Some(message), &mut patched, patch)?;
     Ok(Value::Object(patched))
@@ -71,7 +76,10 @@ pub fn strategic(
 
 /// 422 in the words of a patch that cannot be applied.
 fn rejected() -> StatusError {
-    StatusError::new(Reason::Invalid, "the server rejected our request due to an error in our request")
+    StatusError::new(
+        Reason::Invalid,
+        "the server rejected our request due to an error in our request",
+    )
 }
 
 fn not_a_map(patch: &Value) -> String {

@@ -22,13 +22,15 @@ pub const MAGIC: [u8; 4] = [0x6b, 0x38, 0x73, 0x00];
 /// A sentence saying what is wrong with the bytes or which kind is unknown.
 pub fn decode(bytes: &[u8]) -> Result<Value, String> {
     let envelope = bytes.strip_prefix(&MAGIC).ok_or_else(|| {
-        "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]".to_owned()
+        "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"
+            .to_owned()
     })?;
     let unknown = Unknown::read(envelope)?;
     if unknown.content_type == "application/json" {
         return serde_json::from_slice(unknown.raw).map_err(|error| error.to_string());
     }
-    let (group, version) = unknown.api_version.rsplit_once('/').unwrap_or(("", unknown.api_version));
+    let (group, version) =
+        unknown.api_version.rsplit_once('/').unwrap_or(("", unknown.api_version));
     let message = table::find(group, version, unknown.kind).ok_or_else(|| {
         format!(
             "no kind {:?} is registered for version {:?} in scheme \"pkg/api/legacyscheme/scheme.go\"",

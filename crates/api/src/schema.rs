@@ -51,3 +51,6 @@ pub fn normalize(group: &str, version: &str, kind: &str, object: &mut Value) {
 pub fn is_known(group: &str, version: &str, kind: &str) -> bool {
     table::find(group, version, kind).is_some()
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,7 +67,9 @@ pub(super) type Managers = BTreeMap<Manager, Owned>;
 /// Reads an object's managed fields; `None` when an entry is malformed.
 pub(super) fn decode(object: &Value) -> Option<Managers> {
     let mut managers = Managers::new();
-    let Some(entries) = object.pointer("/metadata/managedFields").filter(|entries| !entries.is_null()) else {
+    let Some(entries) =
+        object.pointer("/metadata/managedFields").filter(|entries| !entries.is_null())
+    else {
         return Some(managers);
     };
     for entry in entries.as_array()? {
@@ -83,7 +85,11 @@ pub(super) fn decode(object: &Value) -> Option<Managers> {
             name: text("manager"),
             operation,
             subresource: text("subresource"),
-            api_version: if operation == Operation::Apply { String::new() } else { api_version.clone() },
+            api_version: if operation == Operation::Apply {
+                String::new()
+            } else {
+                api_version.clone()
+            },
         };
         managers.insert(manager, Owned { api_version, time: text("time"), set });
     }
@@ -92,7 +98,8 @@ pub(super) fn decode(object: &Value) -> Option<Managers> {
 
 /// Writes managed fields into an object, the field away when nobody owns anything.
 pub(super) fn encode(managers: &Managers, object: &mut Value) {
-    let mut entries: Vec<(&Manager, &Owned)> = managers.iter().filter(|(_, owned)| !owned.set.is_empty()).collect();
+    let mut entries: Vec<(&Manager, &Owned)> =
+        managers.iter().filter(|(_, owned)| !owned.set.is_empty()).collect();
     entries.sort_by(|(a, x), (b, y)| {
         (a.operation, &x.time, &a.name, &x.api_version, &a.subresource).cmp(&(
             b.operation,
@@ -102,7 +109,8 @@ pub(super) fn encode(managers: &Managers, object: &mut Value) {
             &b.subresource,
         ))
     });
-    let entries: Vec<Value> = entries.into_iter().map(|(manager, owned)| encode_entry(manager, owned)).collect();
+    let entries: Vec<Value> =
+        entries.into_iter().map(|(manager, owned)| encode_entry(manager, owned)).collect();
     let Value::Object(fields) = object else { return };
     if !entries.is_empty() {
         let metadata = fields.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
@@ -165,12 +173,18 @@ pub(super) fn cap(managers: &mut Managers) {
     updates.sort();
     // The bucket itself counts, so one more goes.
     let excess = updates.len() - UPDATE_MANAGERS_MAX + 1;
-    let oldest: Vec<Manager> =
-        updates.into_iter().map(|(_, manager)| manager).filter(|manager| manager.name != ANCIENT).take(excess).collect();
+    let oldest: Vec<Manager> = updates
+        .into_iter()
+        .map(|(_, manager)| manager)
+        .filter(|manager| manager.name != ANCIENT)
+        .take(excess)
+        .collect();
     for manager in oldest {
         let Some(owned) = managers.remove(&manager) else { continue };
         let bucket = Manager { name: ANCIENT.to_owned(), subresource: String::new(), ..manager };
-        let entry = managers.entry(bucket).or_insert_with(|| Owned { set: Set::default(), ..owned.clone() });
+        let entry = managers
+            .entry(bucket)
+            .or_insert_with(|| Owned { set: Set::default(), ..owned.clone() });
         entry.set = entry.set.union(&owned.set);
         entry.time = entry.time.clone().max(owned.time);
     }

@@ -23,8 +23,12 @@ impl Element {
         let (kind, rest) = text.split_once(':')?;
         match kind {
             "f" => Some(Self::Field(rest.to_owned())),
-            "k" => serde_json::from_str::<Map<String, Value>>(rest).ok().map(|key| Self::Key(Value::Object(key).to_string())),
-            "v" => serde_json::from_str::<Value>(rest).ok().map(|value| Self::Value(value.to_string())),
+            "k" => serde_json::from_str::<Map<String, Value>>(rest)
+                .ok()
+                .map(|key| Self::Key(Value::Object(key).to_string())),
+            "v" => {
+                serde_json::from_str::<Value>(rest).ok().map(|value| Self::Value(value.to_string()))
+            }
             "i" => rest.parse().ok().map(Self::Index),
             _ => None,
         }
@@ -47,7 +51,8 @@ impl fmt::Display for Element {
             Self::Field(name) => write!(f, ".{name}"),
             Self::Key(key) => {
                 let fields: Map<String, Value> = serde_json::from_str(key).unwrap_or_default();
-                let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                let fields: Vec<String> =
+                    fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
                 write!(f, "[{}]", fields.join(","))
             }
             Self::Value(value) => write!(f, "[={value}]"),
@@ -85,7 +90,6 @@ impl Set {
         self.member
     }
 
-
     pub(super) fn remove(&mut self, path: &[Element]) {
         match path.split_first() {
             None => self.member = false,
@@ -119,7 +123,8 @@ impl Set {
         let mut out = self.clone();
         out.member |= other.member;
         for (element, set) in &other.children {
-            let merged = out.children.get(element).map_or_else(|| set.clone(), |own| own.union(set));
+            let merged =
+                out.children.get(element).map_or_else(|| set.clone(), |own| own.union(set));
             out.children.insert(element.clone(), merged);
         }
         out
@@ -139,7 +144,9 @@ impl Set {
         let children = self
             .children
             .iter()
-            .map(|(element, set)| (element.clone(), set.combine(other.below(element).unwrap_or(&nothing), keep)))
+            .map(|(element, set)| {
+                (element.clone(), set.combine(other.below(element).unwrap_or(&nothing), keep))
+            })
             .filter(|(_, set)| !set.is_empty())
             .collect();
         Self { member: keep(self.member, other.member), children }
@@ -178,7 +185,8 @@ impl Set {
     /// Reads `FieldsV1`; `None` when it is not of that form.
     pub(super) fn decode(fields: &Value) -> Option<Self> {
         let fields = fields.as_object()?;
-        let mut set = Self { member: fields.is_empty() || fields.contains_key("."), ..Self::default() };
+        let mut set =
+            Self { member: fields.is_empty() || fields.contains_key("."), ..Self::default() };
         for (name, value) in fields.iter().filter(|(name, _)| *name != ".") {
             set.children.insert(Element::parse(name)?, Self::decode(value)?);
         }
@@ -211,7 +219,10 @@ mod tests {
         let set = Set::decode_root(&fields).expect("is FieldsV1");
         assert_eq!(set.encode(), fields);
         let texts: Vec<String> = set.paths().iter().map(|path| path_text(path)).collect();
-        assert!(texts.contains(&".spec.ports[port=80,protocol=\"TCP\"].name".to_owned()), "{texts:?}");
+        assert!(
+            texts.contains(&".spec.ports[port=80,protocol=\"TCP\"].name".to_owned()),
+            "{texts:?}"
+        );
         assert!(texts.contains(&".metadata.finalizers[=\"x\"]".to_owned()), "{texts:?}");
     }
 

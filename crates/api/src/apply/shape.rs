@@ -78,9 +78,12 @@ impl Shape {
                     .map(|(name, value)| (Element::Field(name.clone()), value, self.field(name)))
                     .collect(),
             ),
-            (Self::Set | Self::Keyed(..), Value::Array(items)) => {
-                Some(items.iter().filter_map(|item| Some((self.element(item)?, item, self.item()))).collect())
-            }
+            (Self::Set | Self::Keyed(..), Value::Array(items)) => Some(
+                items
+                    .iter()
+                    .filter_map(|item| Some((self.element(item)?, item, self.item())))
+                    .collect(),
+            ),
             _ => None,
         }
     }
@@ -105,8 +108,12 @@ impl Shape {
                         found.insert((*key).to_owned(), value.into_owned());
                     }
                 }
-                let optional = |key: &str| message.and_then(|m| m.field(key)).is_some_and(|field| !field.required);
-                let complete = keys.iter().all(|key| found.contains_key(*key) || (optional(key) && !found.is_empty()));
+                let optional = |key: &str| {
+                    message.and_then(|m| m.field(key)).is_some_and(|field| !field.required)
+                };
+                let complete = keys
+                    .iter()
+                    .all(|key| found.contains_key(*key) || (optional(key) && !found.is_empty()));
                 complete.then(|| Element::Key(Value::Object(found).to_string()))
             }
             _ => None,
@@ -123,7 +130,11 @@ impl Shape {
 }
 
 /// A key field's value or its default.
-fn key_value<'a>(key: &str, message: Option<&'static Message>, fields: &'a Map<String, Value>) -> Option<Cow<'a, Value>> {
+fn key_value<'a>(
+    key: &str,
+    message: Option<&'static Message>,
+    fields: &'a Map<String, Value>,
+) -> Option<Cow<'a, Value>> {
     if let Some(value) = fields.get(key).filter(|value| !value.is_null()) {
         return Some(Cow::Borrowed(value));
     }

@@ -9,7 +9,15 @@ use crate::Reason;
 
 fn context(manager: &str) -> Context<'_> {
     let time = Timestamp::from_second(1_700_000_000).expect("in range");
-    Context { manager, force: false, time, subresource: "", group: "apps", version: "v1", kind: "Deployment" }
+    Context {
+        manager,
+        force: false,
+        time,
+        subresource: "",
+        group: "apps",
+        version: "v1",
+        kind: "Deployment",
+    }
 }
 
 fn forced(manager: &str) -> Context<'_> {
@@ -98,7 +106,8 @@ fn another_value_for_an_owned_field_conflicts_in_upstreams_words() {
         "field": ".spec.replicas",
     });
     assert_eq!(error.details, json!({"causes": [cause]}));
-    let error = apply(&context("ci"), Some(&live), &deployment(5, "httpd")).expect_err("conflicts twice");
+    let error =
+        apply(&context("ci"), Some(&live), &deployment(5, "httpd")).expect_err("conflicts twice");
     assert_eq!(
         error.message,
         "Apply failed with 2 conflicts: conflicts with \"kubectl-client-side-apply\" using apps/v1:\n\
@@ -131,7 +140,8 @@ fn fields_owned_only_by_the_applier_go_when_it_drops_them() {
 #[test]
 fn shared_fields_stay_until_the_last_owner_drops_them() {
     let live = apply(&context("a"), None, &deployment(3, "nginx")).expect("creates");
-    let live = apply(&context("b"), Some(&live), &deployment(3, "nginx")).expect("same values share");
+    let live =
+        apply(&context("b"), Some(&live), &deployment(3, "nginx")).expect("same values share");
     let mut less = deployment(3, "nginx");
     less["spec"].as_object_mut().expect("object").remove("replicas");
     let live = apply(&context("a"), Some(&live), &less).expect("applies");
@@ -143,7 +153,10 @@ fn shared_fields_stay_until_the_last_owner_drops_them() {
 #[test]
 fn a_dropped_container_goes_with_its_defaults() {
     let mut two = deployment(1, "nginx");
-    let containers = two.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut).expect("a list");
+    let containers = two
+        .pointer_mut("/spec/template/spec/containers")
+        .and_then(Value::as_array_mut)
+        .expect("a list");
     containers.push(json!({"name": "side", "image": "s"}));
     let mut live = apply(&context("a"), None, &two).expect("creates");
     live["spec"]["template"]["spec"]["containers"][1]["imagePullPolicy"] = "Always".into();
@@ -215,7 +228,10 @@ fn bad_configurations_are_refused() {
     let mut bad = deployment(1, "nginx");
     bad["metadata"]["managedFields"] = json!([{"manager": "x"}]);
     let error = apply(&context("a"), None, &bad).expect_err("managed");
-    assert_eq!((error.reason, error.message.as_str()), (Reason::BadRequest, "metadata.managedFields must be nil"));
+    assert_eq!(
+        (error.reason, error.message.as_str()),
+        (Reason::BadRequest, "metadata.managedFields must be nil")
+    );
     let mut bad = deployment(1, "nginx");
     bad["spec"]["foo"] = 1.into();
     bad["spec"]["template"]["spec"]["containers"] = json!([{"image": "x"}]);

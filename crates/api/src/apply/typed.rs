@@ -54,7 +54,13 @@ struct Spot {
     zero: bool,
 }
 
-fn walk(old: Option<&Value>, new: Option<&Value>, spot: Spot, path: &mut Vec<Element>, out: &mut Comparison) {
+fn walk(
+    old: Option<&Value>,
+    new: Option<&Value>,
+    spot: Spot,
+    path: &mut Vec<Element>,
+    out: &mut Comparison,
+) {
     let before = old.map(|value| spot.shape.children(value));
     let after = new.map(|value| spot.shape.children(value));
     let (before, after) = match (before, after) {
@@ -110,7 +116,11 @@ fn in_zero_object(shape: Shape, element: &Element) -> bool {
 /// The live value with the applied one laid over it.
 pub(super) fn merge(live: &Value, applied: &Value, shape: Shape) -> Value {
     match (shape, live, applied) {
-        (Shape::Struct(_) | Shape::Map(_) | Shape::Deduced, Value::Object(live), Value::Object(applied)) => {
+        (
+            Shape::Struct(_) | Shape::Map(_) | Shape::Deduced,
+            Value::Object(live),
+            Value::Object(applied),
+        ) => {
             let mut out = live.clone();
             for (name, value) in applied {
                 let merged = match live.get(name) {
@@ -137,14 +147,18 @@ fn merge_lists(live: &[Value], applied: &[Value], shape: Shape) -> Vec<Value> {
     for (item, element) in applied.iter().zip(&named) {
         let at = own.iter().position(|own| element.is_some() && own == element);
         let until = at.map_or(next, |at| at.max(next));
-        out.extend((next..until).filter(|at| !named.contains(&own[*at])).map(|at| live[at].clone()));
+        out.extend(
+            (next..until).filter(|at| !named.contains(&own[*at])).map(|at| live[at].clone()),
+        );
         next = until;
         out.push(match at {
             Some(at) => merge(&live[at], item, shape.item()),
             None => item.clone(),
         });
     }
-    out.extend((next..live.len()).filter(|at| !named.contains(&own[*at])).map(|at| live[at].clone()));
+    out.extend(
+        (next..live.len()).filter(|at| !named.contains(&own[*at])).map(|at| live[at].clone()),
+    );
     out
 }
 

@@ -110,9 +110,11 @@ impl Builder {
                 set("list-map-keys", json!(keys));
             }
         }
-        for (name, value) in
-            [("map-type", field.map_type), ("patch-strategy", field.strategy), ("patch-merge-key", field.merge_key)]
-        {
+        for (name, value) in [
+            ("map-type", field.map_type),
+            ("patch-strategy", field.strategy),
+            ("patch-merge-key", field.merge_key),
+        ] {
             if !value.is_empty() {
                 set(name, value.into());
             }
@@ -124,7 +126,12 @@ impl Builder {
     }
 
     /// `alone`: nothing will stand beside a reference.
-    fn schema(&mut self, ty: &'static Type, seen: &mut BTreeSet<String>, alone: bool) -> Map<String, Value> {
+    fn schema(
+        &mut self,
+        ty: &'static Type,
+        seen: &mut BTreeSet<String>,
+        alone: bool,
+    ) -> Map<String, Value> {
         let plain = |schema: Value| schema.as_object().cloned().unwrap_or_default();
         match ty.bare() {
             Type::String => plain(json!({"type": "string"})),
@@ -133,10 +140,12 @@ impl Builder {
             Type::Bool => plain(json!({"type": "boolean"})),
             Type::Double => plain(json!({"type": "number", "format": "double"})),
             Type::Bytes => plain(json!({"type": "string", "format": "byte"})),
-            Type::List(item) => plain(json!({"type": "array", "items": self.schema(item, seen, true)})),
-            Type::Map(_, inner) => {
-                plain(json!({"type": "object", "additionalProperties": self.schema(inner, seen, true)}))
+            Type::List(item) => {
+                plain(json!({"type": "array", "items": self.schema(item, seen, true)}))
             }
+            Type::Map(_, inner) => plain(
+                json!({"type": "object", "additionalProperties": self.schema(inner, seen, true)}),
+            ),
             Type::Message(_) => match ty.message() {
                 Some(message) => {
                     self.message(message, seen);
@@ -176,14 +185,21 @@ fn special_definition(ty: &Type, dialect: Dialect) -> (String, Value) {
     };
     match ty {
         Type::Time => (format!("{META}.Time"), json!({"type": "string", "format": "date-time"})),
-        Type::MicroTime => (format!("{META}.MicroTime"), json!({"type": "string", "format": "date-time"})),
+        Type::MicroTime => {
+            (format!("{META}.MicroTime"), json!({"type": "string", "format": "date-time"}))
+        }
         Type::Duration => (format!("{META}.Duration"), json!({"type": "string"})),
         Type::FieldsV1 => (format!("{META}.FieldsV1"), json!({"type": "object"})),
-        Type::Quantity => ("io.k8s.apimachinery.pkg.api.resource.Quantity".to_owned(), either(None, "string")),
-        Type::IntOrString => {
-            ("io.k8s.apimachinery.pkg.util.intstr.IntOrString".to_owned(), either(Some("int-or-string"), "integer"))
+        Type::Quantity => {
+            ("io.k8s.apimachinery.pkg.api.resource.Quantity".to_owned(), either(None, "string"))
         }
-        Type::RawExtension => ("io.k8s.apimachinery.pkg.runtime.RawExtension".to_owned(), json!({"type": "object"})),
+        Type::IntOrString => (
+            "io.k8s.apimachinery.pkg.util.intstr.IntOrString".to_owned(),
+            either(Some("int-or-string"), "integer"),
+        ),
+        Type::RawExtension => {
+            ("io.k8s.apimachinery.pkg.runtime.RawExtension".to_owned(), json!({"type": "object"}))
+        }
         Type::OrArray => (format!("{CRD}.JSONSchemaPropsOrArray"), json!({})),
         Type::OrBool => (format!("{CRD}.JSONSchemaPropsOrBool"), json!({})),
         Type::OrStringArray => (format!("{CRD}.JSONSchemaPropsOrStringArray"), json!({})),
@@ -208,7 +224,10 @@ pub(super) fn paths(resources: &[Served<'_>], dialect: Dialect) -> Value {
     for resource in resources {
         let root = format!("/{}", resource.root());
         let collection = if resource.namespaced {
-            out.insert(format!("{root}/{}", resource.plural), item(resource, &[("get", "list")], dialect));
+            out.insert(
+                format!("{root}/{}", resource.plural),
+                item(resource, &[("get", "list")], dialect),
+            );
             format!("{root}/namespaces/{{namespace}}/{}", resource.plural)
         } else {
             format!("{root}/{}", resource.plural)
@@ -247,11 +266,13 @@ fn operation(resource: &Served<'_>, action: &str, dialect: Dialect) -> Value {
     if !names.is_empty() {
         operation["parameters"] = names.iter().map(|name| parameter(name, dialect)).collect();
     }
-    if dialect == Dialect::V3 && matches!(action, "post" | "put") {
-        if let Some(message) = table::find(resource.group, resource.version, kind) {
-            let schema = dialect.bare_reference(&message.definition());
-            operation["requestBody"] = json!({"content": {"*/*": {"schema": schema}}, "required": true});
-        }
+    if dialect == Dialect::V3
+        && matches!(action, "post" | "put")
+        && let Some(message) = table::find(resource.group, resource.version, kind)
+    {
+        let schema = dialect.bare_reference(&message.definition());
+        operation["requestBody"] =
+            json!({"content": {"*/*": {"schema": schema}}, "required": true});
     }
     operation
 }
@@ -264,7 +285,9 @@ fn parameter(name: &str, dialect: Dialect) -> Value {
     };
     match dialect {
         Dialect::V2 => json!({"name": name, "in": "query", "type": kind, "uniqueItems": true}),
-        Dialect::V3 => json!({"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": true}}),
+        Dialect::V3 => {
+            json!({"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": true}})
+        }
     }
 }
 
@@ -276,7 +299,9 @@ fn pascal(text: &str) -> String {
     text.split('.')
         .map(|part| {
             let mut letters = part.chars();
-            letters.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + letters.as_str())
+            letters.next().map_or_else(String::new, |first| {
+                first.to_ascii_uppercase().to_string() + letters.as_str()
+            })
         })
         .collect()
 }

@@ -55,7 +55,9 @@ fn operation(out: &mut Writer, source: &Value) {
         for (code, response) in entries(source.get("responses")) {
             responses.message(1, |named| {
                 named.text(1, code);
-                named.message(2, |value| value.message(1, |out| out.text(1, text(response, "description"))));
+                named.message(2, |value| {
+                    value.message(1, |out| out.text(1, text(response, "description")));
+                });
             });
         }
     });

@@ -7,7 +7,13 @@ use super::{Served, v2, v2_protobuf, v3_group, v3_index};
 const RESOURCES: [Served<'static>; 3] = [
     Served { group: "", version: "v1", kind: "Service", plural: "services", namespaced: true },
     Served { group: "", version: "v1", kind: "Node", plural: "nodes", namespaced: false },
-    Served { group: "apps", version: "v1", kind: "Deployment", plural: "deployments", namespaced: true },
+    Served {
+        group: "apps",
+        version: "v1",
+        kind: "Deployment",
+        plural: "deployments",
+        namespaced: true,
+    },
 ];
 
 #[test]
@@ -28,17 +34,24 @@ fn a_group_document_serves_explain_and_validation() {
         deployment["x-kubernetes-group-version-kind"],
         json!([{"group": "apps", "kind": "Deployment", "version": "v1"}])
     );
-    let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+    let patch =
+        &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
     assert_eq!(
         patch["x-kubernetes-group-version-kind"],
         json!({"group": "apps", "kind": "Deployment", "version": "v1"})
     );
-    let names: Vec<&str> = patch["parameters"].as_array().expect("a list").iter().filter_map(|p| p["name"].as_str()).collect();
+    let names: Vec<&str> = patch["parameters"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|p| p["name"].as_str())
+        .collect();
     assert!(names.contains(&"fieldValidation") && names.contains(&"dryRun"), "{names:?}");
     let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
     assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
     assert_eq!(containers["x-kubernetes-list-map-keys"], json!(["name"]));
-    let replicas = &schemas["io.k8s.api.apps.v1.DeploymentSpec"]["properties"]["replicas"]["description"];
+    let replicas =
+        &schemas["io.k8s.api.apps.v1.DeploymentSpec"]["properties"]["replicas"]["description"];
     assert!(replicas.as_str().is_some_and(|text| text.contains("desired pods")), "{replicas}");
     assert_eq!(v3_group("x.io", "v1", &RESOURCES), None);
 }
@@ -46,10 +59,12 @@ fn a_group_document_serves_explain_and_validation() {
 #[test]
 fn every_reference_resolves() {
     let v3 = v3_group("apps", "v1", &RESOURCES).expect("served");
-    for (document, prefix, place) in
-        [(v2(&RESOURCES), "#/definitions/", "/definitions"), (v3, "#/components/schemas/", "/components/schemas")]
-    {
-        let definitions = document.pointer(place).and_then(Value::as_object).expect("has definitions");
+    for (document, prefix, place) in [
+        (v2(&RESOURCES), "#/definitions/", "/definitions"),
+        (v3, "#/components/schemas/", "/components/schemas"),
+    ] {
+        let definitions =
+            document.pointer(place).and_then(Value::as_object).expect("has definitions");
         let mut references = Vec::new();
         collect(&document, &mut references);
         assert!(references.len() > 100);

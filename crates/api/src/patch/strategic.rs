@@ -42,7 +42,9 @@ pub(super) fn merge_object(
         merge_field(field, name, value, object, patch)?;
     }
     for (directive, value) in patch {
-        let name = directive.strip_prefix(ELEMENT_ORDER).or_else(|| directive.strip_prefix(DELETE_PRIMITIVES));
+        let name = directive
+            .strip_prefix(ELEMENT_ORDER)
+            .or_else(|| directive.strip_prefix(DELETE_PRIMITIVES));
         let Some(name) = name.filter(|name| !patch.contains_key(*name)) else { continue };
         if !value.is_array() {
             return Err(bad_list_directive(directive));
@@ -103,7 +105,9 @@ fn merge_typed(ty: Option<&Type>, object: &mut Object, patch: &Object) -> Result
                     (Value::Null, _) => {
                         object.remove(key);
                     }
-                    (Value::Object(patch), Some(Value::Object(object))) => merge_typed(Some(inner), object, patch)?,
+                    (Value::Object(patch), Some(Value::Object(object))) => {
+                        merge_typed(Some(inner), object, patch)?;
+                    }
                     (other, _) => {
                         object.insert(key.clone(), other.clone());
                     }
@@ -121,7 +125,9 @@ fn retain_keys(object: &mut Object, patch: &Object) -> Result<(), StatusError> {
     let bad = || StatusError::bad_request("invalid patch format of retainKeys");
     let keys = keys.as_array().ok_or_else(bad)?;
     let named = |name: &str| keys.iter().any(|key| key.as_str() == Some(name));
-    let stray = patch.iter().any(|(name, value)| !name.starts_with('$') && !value.is_null() && !named(name));
+    let stray = patch
+        .iter()
+        .any(|(name, value)| !name.starts_with('$') && !value.is_null() && !named(name));
     if stray {
         return Err(bad());
     }
@@ -174,7 +180,8 @@ fn merge_list(
 
 /// Scalars: those to delete go, new ones come at the end. Also returns what the patch named.
 fn merge_primitives(old: &[Value], patch: &[Value], delete: &[Value]) -> (Vec<Value>, Vec<Value>) {
-    let mut merged: Vec<Value> = old.iter().filter(|item| !delete.contains(item)).cloned().collect();
+    let mut merged: Vec<Value> =
+        old.iter().filter(|item| !delete.contains(item)).cloned().collect();
     for item in patch {
         if !merged.contains(item) {
             merged.push(item.clone());
@@ -197,7 +204,7 @@ fn merge_elements(
         let Value::Object(fields) = element else { return Err(rejected()) };
         match fields.get(PATCH).map(|directive| directive.as_str().unwrap_or("")) {
             Some("delete") => {
-                let wanted = fields.get(key).ok_or_else(|| no_merge_key(element, key))?;
+                let wanted = fields.get(key).ok_or_else(rejected)?;
                 merged.retain(|element| element.get(key) != Some(wanted));
             }
             Some("replace") => replace = true,
@@ -210,7 +217,7 @@ fn merge_elements(
     }
     for element in &elements {
         let Value::Object(patch) = element else { continue };
-        let wanted = patch.get(key).ok_or_else(|| no_merge_key(element, key))?;
+        let wanted = patch.get(key).ok_or_else(rejected)?;
         match merged.iter_mut().find(|element| element.get(key) == Some(wanted)) {
             Some(Value::Object(object)) => merge_typed(Some(item), object, patch)?,
             _ => {
@@ -232,8 +239,9 @@ fn ordered(
     key: &dyn Fn(&Value) -> Value,
 ) -> Vec<Value> {
     let place = |list: &[Value], value: &Value| list.iter().position(|item| *item == key(value));
-    let (mut asked, own): (Vec<Value>, Vec<Value>) =
-        merged.into_iter().partition(|item| place(order, item).is_some() || place(touched, item).is_some());
+    let (mut asked, own): (Vec<Value>, Vec<Value>) = merged
+        .into_iter()
+        .partition(|item| place(order, item).is_some() || place(touched, item).is_some());
     asked.sort_by_key(|item| place(order, item).unwrap_or(usize::MAX));
     let mut asked = asked.into_iter().peekable();
     let mut out = Vec::new();
@@ -256,7 +264,11 @@ fn without_directives(items: &[Value]) -> Vec<Value> {
         .filter(|item| item.get(PATCH).is_none_or(|directive| directive == "merge"))
         .map(|item| match item {
             Value::Object(fields) => Value::Object(
-                fields.iter().filter(|(name, _)| !is_directive(name)).map(|(k, v)| (k.clone(), v.clone())).collect(),
+                fields
+                    .iter()
+                    .filter(|(name, _)| !is_directive(name))
+                    .map(|(k, v)| (k.clone(), v.clone()))
+                    .collect(),
             ),
             other => other.clone(),
         })
@@ -264,11 +276,17 @@ fn without_directives(items: &[Value]) -> Vec<Value> {
 }
 
 fn is_directive(name: &str) -> bool {
-    name == PATCH || name == RETAIN_KEYS || name.starts_with(ELEMENT_ORDER) || name.starts_with(DELETE_PRIMITIVES)
+    name == PATCH
+        || name == RETAIN_KEYS
+        || name.starts_with(ELEMENT_ORDER)
+        || name.starts_with(DELETE_PRIMITIVES)
 }
 
 fn unknown_directive(directive: &str, patch: &Object) -> StatusError {
-    StatusError::bad_request(format!("unknown patch type: {directive:?} in: {}", Value::Object(patch.clone())))
+    StatusError::bad_request(format!(
+        "unknown patch type: {directive:?} in: {}",
+        Value::Object(patch.clone())
+    ))
 }
 
 fn bad_list_directive(directive: &str) -> StatusError {
@@ -277,9 +295,4 @@ fn bad_list_directive(directive: &str) -> StatusError {
     } else {
         "invalid patch format of primitive list"
     })
-}
-
-fn no_merge_key(element: &Value, key: &str) -> StatusError {
-    let _ = (element, key);
-    rejected()
 }

@@ -70,7 +70,9 @@ fn lists_without_a_strategy_are_replaced() {
 
 #[test]
 fn primitive_lists_merge_and_delete() {
-    let patched = pod(json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["f1"], "finalizers": ["f3"]}}));
+    let patched = pod(
+        json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["f1"], "finalizers": ["f3"]}}),
+    );
     assert_eq!(patched.expect("applies")["metadata"]["finalizers"], json!(["f2", "f3"]));
     let patched = pod(json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["f1"]}}));
     assert_eq!(patched.expect("applies")["metadata"]["finalizers"], json!(["f2"]));
@@ -78,18 +80,25 @@ fn primitive_lists_merge_and_delete() {
 
 #[test]
 fn retain_keys_clears_the_rest_of_a_union() {
-    let deployment = json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
+    let deployment =
+        json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
     let patch = json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}});
-    let patched = super::strategic("apps", "v1", "Deployment", &deployment, &patch).expect("applies");
+    let patched =
+        super::strategic("apps", "v1", "Deployment", &deployment, &patch).expect("applies");
     assert_eq!(patched["spec"]["strategy"], json!({"type": "Recreate"}));
     let bad = json!({"spec": {"strategy": {"$retainKeys": ["x"], "type": "Recreate"}}});
-    let error = super::strategic("apps", "v1", "Deployment", &deployment, &bad).expect_err("is malformed");
-    assert_eq!((error.reason, error.message.as_str()), (Reason::BadRequest, "invalid patch format of retainKeys"));
+    let error =
+        super::strategic("apps", "v1", "Deployment", &deployment, &bad).expect_err("is malformed");
+    assert_eq!(
+        (error.reason, error.message.as_str()),
+        (Reason::BadRequest, "invalid patch format of retainKeys")
+    );
 }
 
 #[test]
 fn null_removes_and_new_maps_are_stripped_of_nulls() {
-    let patched = pod(json!({"metadata": {"labels": {"x": null}, "annotations": {"a": "b", "c": null}}}));
+    let patched =
+        pod(json!({"metadata": {"labels": {"x": null}, "annotations": {"a": "b", "c": null}}}));
     let patched = patched.expect("applies");
     assert_eq!(patched["metadata"]["labels"], json!({"y": "2"}));
     assert_eq!(patched["metadata"]["annotations"], json!({"a": "b"}));
@@ -98,27 +107,47 @@ fn null_removes_and_new_maps_are_stripped_of_nulls() {
 #[test]
 fn errors_have_upstreams_codes() {
     assert_eq!(pod(json!([])).expect_err("not a map").reason, Reason::BadRequest);
-    assert_eq!(pod(json!({"spec": {"containers": [{"image": "x"}]}})).expect_err("no key").reason, Reason::Invalid);
-    assert_eq!(pod(json!({"spec": {"$patch": "x"}})).expect_err("unknown").reason, Reason::BadRequest);
-    let custom = super::strategic("x.io", "v1", "Foo", &json!({}), &json!({})).expect_err("no table");
+    assert_eq!(
+        pod(json!({"spec": {"containers": [{"image": "x"}]}})).expect_err("no key").reason,
+        Reason::Invalid
+    );
+    assert_eq!(
+        pod(json!({"spec": {"$patch": "x"}})).expect_err("unknown").reason,
+        Reason::BadRequest
+    );
+    let custom =
+        super::strategic("x.io", "v1", "Foo", &json!({}), &json!({})).expect_err("no table");
     assert_eq!(custom.reason, Reason::UnsupportedMediaType);
-    let failed = super::json(&json!({}), &json!([{"op": "test", "path": "/a", "value": 1}])).expect_err("test fails");
+    let failed = super::json(&json!({}), &json!([{"op": "test", "path": "/a", "value": 1}]))
+        .expect_err("test fails");
     assert_eq!(failed.reason, Reason::Invalid);
-    assert_eq!(super::json(&json!({}), &json!({"op": 1})).expect_err("malformed").reason, Reason::BadRequest);
-    assert_eq!(super::merge(&json!({}), &json!([])).expect_err("not a map").reason, Reason::BadRequest);
+    assert_eq!(
+        super::json(&json!({}), &json!({"op": 1})).expect_err("malformed").reason,
+        Reason::BadRequest
+    );
+    assert_eq!(
+        super::merge(&json!({}), &json!([])).expect_err("not a map").reason,
+        Reason::BadRequest
+    );
 }
 
 #[test]
 fn json_and_merge_patches_follow_their_rfcs() {
     let object = json!({"a": {"b": 1, "c": [1, 2]}});
-    let patch = json!([{"op": "replace", "path": "/a/b", "value": 2}, {"op": "remove", "path": "/a/c/0"}]);
+    let patch =
+        json!([{"op": "replace", "path": "/a/b", "value": 2}, {"op": "remove", "path": "/a/c/0"}]);
     assert_eq!(super::json(&object, &patch), Ok(json!({"a": {"b": 2, "c": [2]}})));
-    assert_eq!(super::merge(&object, &json!({"a": {"b": null, "c": [3]}})), Ok(json!({"a": {"c": [3]}})));
+    assert_eq!(
+        super::merge(&object, &json!({"a": {"b": null, "c": [3]}})),
+        Ok(json!({"a": {"c": [3]}}))
+    );
 }
 
 /// A strategic patch from one pod to another, as `kubectl apply` makes it, for containers and finalizers.
 fn diff(from: &Value, to: &Value) -> Value {
-    let list = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_array).cloned().unwrap_or_default();
+    let list = |value: &Value, path: &str| {
+        value.pointer(path).and_then(Value::as_array).cloned().unwrap_or_default()
+    };
     let (old, new) = (list(from, "/spec/containers"), list(to, "/spec/containers"));
     let mut containers: Vec<Value> =
         new.iter().filter(|item| !old.contains(item)).map(|item| with_nulls(item, &old)).collect();
@@ -139,7 +168,8 @@ fn diff(from: &Value, to: &Value) -> Value {
 
 fn with_nulls(item: &Value, old: &[Value]) -> Value {
     let mut item = item.clone();
-    if let Some(old) = old.iter().find(|old| old["name"] == item["name"]).and_then(Value::as_object) {
+    if let Some(old) = old.iter().find(|old| old["name"] == item["name"]).and_then(Value::as_object)
+    {
         for name in old.keys() {
             if item.get(name).is_none() {
                 item[name] = Value::Null;
@@ -152,8 +182,8 @@ fn with_nulls(item: &Value, old: &[Value]) -> Value {
 fn any_pod() -> impl Strategy<Value = Value> {
     let names = Just(vec!["a", "b", "c", "d"]).prop_shuffle();
     let images = proptest::collection::vec(proptest::option::of("[x-z]"), 4);
-    (names, 0..5_usize, images, proptest::sample::subsequence(vec!["f1", "f2", "f3"], 0..=3)).prop_map(
-        |(names, count, images, finalizers)| {
+    (names, 0..5_usize, images, proptest::sample::subsequence(vec!["f1", "f2", "f3"], 0..=3))
+        .prop_map(|(names, count, images, finalizers)| {
             let containers: Vec<Value> = names
                 .iter()
                 .zip(images)
@@ -164,8 +194,7 @@ fn any_pod() -> impl Strategy<Value = Value> {
                 })
                 .collect();
             json!({"metadata": {"finalizers": finalizers}, "spec": {"containers": containers}})
-        },
-    )
+        })
 }
 
 proptest! {

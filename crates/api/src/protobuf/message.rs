@@ -10,7 +10,11 @@ use crate::schema::table::{Field, Message, Type, json_schema_props};
 /// Deeper nesting is refused: CRD schemas nest, nothing else does; Go's stack allows more, a request needs less.
 const DEPTH_MAX: usize = 100;
 
-pub(super) fn decode(message: &'static Message, bytes: &[u8], depth: usize) -> Result<Map<String, Value>, String> {
+pub(super) fn decode(
+    message: &'static Message,
+    bytes: &[u8],
+    depth: usize,
+) -> Result<Map<String, Value>, String> {
     if depth > DEPTH_MAX {
         return Err(format!("exceeded max depth: {DEPTH_MAX}"));
     }
@@ -43,7 +47,9 @@ fn read_field(
 ) -> Result<(), String> {
     match (&field.ty, field.ty.bare()) {
         (_, Type::Message(_)) if field.inline => {
-            let Value::Object(inner) = read_value(&field.ty, payload, depth)? else { return Ok(()) };
+            let Value::Object(inner) = read_value(&field.ty, payload, depth)? else {
+                return Ok(());
+            };
             object.extend(inner);
         }
         // A named list of strings is a message of its own (ExtraValue, Verbs); other lists repeat the tag.
@@ -71,8 +77,14 @@ fn read_field(
 }
 
 /// One element, or several packed integers.
-fn read_items(item: &Type, payload: Payload<'_>, items: &mut Vec<Value>, depth: usize) -> Result<(), String> {
-    if let (Type::Int32 | Type::Int64 | Type::Bool, Payload::Bytes(bytes)) = (item.bare(), payload) {
+fn read_items(
+    item: &Type,
+    payload: Payload<'_>,
+    items: &mut Vec<Value>,
+    depth: usize,
+) -> Result<(), String> {
+    if let (Type::Int32 | Type::Int64 | Type::Bool, Payload::Bytes(bytes)) = (item.bare(), payload)
+    {
         let mut reader = Reader::new(bytes);
         while !reader.is_empty() {
             items.push(read_value(item, Payload::Varint(reader.varint()?), depth)?);
@@ -118,7 +130,9 @@ fn read_value(ty: &Type, payload: Payload<'_>, depth: usize) -> Result<Value, St
             Ok(Value::Array(items))
         }
         Type::Map(..) => Err("proto: a map cannot stand here".to_owned()),
-        Type::OrArray | Type::OrBool | Type::OrStringArray => schema_or(ty.bare(), bytes_of(payload)?, depth),
+        Type::OrArray | Type::OrBool | Type::OrStringArray => {
+            schema_or(ty.bare(), bytes_of(payload)?, depth)
+        }
         scalar => scalar::read(scalar, payload),
     }
 }
@@ -131,11 +145,15 @@ fn schema_or(ty: &Type, bytes: &[u8], depth: usize) -> Result<Value, String> {
     let mut reader = Reader::new(bytes);
     while let Some((tag, payload)) = reader.next()? {
         match (ty, tag, payload) {
-            (Type::OrBool, 1, Payload::Varint(allows)) if !value.is_object() => value = Value::Bool(allows != 0),
+            (Type::OrBool, 1, Payload::Varint(allows)) if !value.is_object() => {
+                value = Value::Bool(allows != 0);
+            }
             (Type::OrBool, 2, Payload::Bytes(bytes)) | (_, 1, Payload::Bytes(bytes)) => {
                 value = Value::Object(decode(props, bytes, depth + 1)?);
             }
-            (Type::OrArray, 2, Payload::Bytes(bytes)) => items.push(Value::Object(decode(props, bytes, depth + 1)?)),
+            (Type::OrArray, 2, Payload::Bytes(bytes)) => {
+                items.push(Value::Object(decode(props, bytes, depth + 1)?));
+            }
             (Type::OrStringArray, 2, Payload::Bytes(bytes)) => items.push(text(bytes)?.into()),
             _ => {}
         }

@@ -54,7 +54,11 @@ fn time(bytes: &[u8], digits: u8) -> Result<Value, String> {
     }
     let time = Timestamp::new(seconds, if digits == 0 { 0 } else { nanos.clamp(0, 999_999_999) })
         .map_err(|_| format!("proto: time {seconds}s out of range"))?;
-    let text = if digits == 0 { time.strftime("%Y-%m-%dT%H:%M:%SZ") } else { time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ") };
+    let text = if digits == 0 {
+        time.strftime("%Y-%m-%dT%H:%M:%SZ")
+    } else {
+        time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ")
+    };
     Ok(text.to_string().into())
 }
 
@@ -74,7 +78,11 @@ fn duration_text(nanos: i64) -> String {
     let sign = if nanos < 0 { "-" } else { "" };
     let total = nanos.unsigned_abs();
     let fraction = |value: u64, unit: u64| {
-        let digits = format!("{:0width$}", value % unit, width = usize::try_from(unit.ilog10()).unwrap_or(0));
+        let digits = format!(
+            "{:0width$}",
+            value % unit,
+            width = usize::try_from(unit.ilog10()).unwrap_or(0)
+        );
         let digits = digits.trim_end_matches('0');
         let dot = if digits.is_empty() || unit == 1 { "" } else { "." };
         format!("{}{dot}{}", value / unit, if unit == 1 { "" } else { digits })

@@ -60,13 +60,15 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, length: usize) -> Result<&'a [u8], String> {
-        let (taken, rest) = self.rest.split_at_checked(length).ok_or_else(|| TRUNCATED.to_owned())?;
+        let (taken, rest) =
+            self.rest.split_at_checked(length).ok_or_else(|| TRUNCATED.to_owned())?;
         self.rest = rest;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or_else(|| TRUNCATED.to_owned())?;
+        let (taken, rest) =
+            self.rest.split_first_chunk::<N>().ok_or_else(|| TRUNCATED.to_owned())?;
         self.rest = rest;
         Ok(*taken)
     }

@@ -256,6 +256,15 @@ mod tests {
                 ),
                 "json: cannot unmarshal number into Go struct field EnvVar.spec.template.spec.containers.env.value of type string",
             ),
+        ];
+        for (found, wanted) in cases {
+            assert_eq!(found, wanted);
+        }
+    }
+
+    #[test]
+    fn texts_that_do_not_parse_are_worded_as_gos_parsers_word_them() {
+        let cases = [
             (
                 error(
                     DEPLOYMENT,

@@ -240,7 +240,7 @@ impl Raw {
                     raw.aliases.insert(name, ty);
                 }
                 ("M", [name, rest @ ..]) => {
-                    raw.messages.push((name, rest == ["atomic"], Vec::new()))
+                    raw.messages.push((name, rest == ["atomic"], Vec::new()));
                 }
                 ("K", [group, version, name]) => {
                     raw.kinds.push((if *group == "-" { "" } else { group }, version, name));
