@@ -1,8 +1,8 @@
 //! Request and response bodies: streamed bytes, the same type for TLS connections and for callers in the process.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 
 use api::{Reason, StatusError};
 
@@ -30,13 +30,21 @@ pub fn empty_body() -> Body {
 /// # Errors
 /// 413 in upstream's words when it is larger than [`BODY_BYTES_MAX`]; 400 when the connection breaks.
 pub async fn read_body(body: Body) -> Result<Bytes, StatusError> {
-    match Limited::new(body, BODY_BYTES_MAX).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-        Err(error) => {
-            Err(StatusError::bad_request(format!("unable to read the request body: {error}")))
+    let mut body = body;
+    let mut read = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            StatusError::bad_request(format!("unable to read the request body: {error}"))
+        })?;
+        // Trailers say nothing here.
+        if let Ok(data) = frame.into_data() {
+            if read.len() + data.len() > BODY_BYTES_MAX {
+                return Err(too_large());
+            }
+            read.extend_from_slice(&data);
         }
     }
+    Ok(read.freeze())
 }
 
 /// The 413 of a body over the limit.

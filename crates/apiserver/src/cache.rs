@@ -334,7 +334,7 @@ impl Cache {
                 }
             }
             Err(error) => {
-                tracing::error!(component = "apiserver", %error, "the cache cannot read the store")
+                tracing::error!(component = "apiserver", %error, "the cache cannot read the store");
             }
         }
     }

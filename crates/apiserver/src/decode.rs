@@ -26,7 +26,7 @@ impl FieldValidation {
     ///
     /// # Errors
     /// 422 in upstream's words.
-    pub fn parse(query: &Query, options: &str) -> Result<Self, StatusError> {
+    pub(crate) fn parse(query: &Query, options: &str) -> Result<Self, StatusError> {
         match query.get("fieldValidation") {
             "" | "Warn" => Ok(Self::Warn),
             "Ignore" => Ok(Self::Ignore),
@@ -75,12 +75,12 @@ pub(crate) struct Expected<'a> {
 
 impl<'a> Expected<'a> {
     /// An object of a resource.
-    pub fn of(resource: &'a Resource) -> Self {
+    pub(crate) fn of(resource: &'a Resource) -> Self {
         Self { group: resource.group, version: resource.version, kind: resource.kind }
     }
 
     /// `group/version`, or `v1`.
-    pub fn api_version(&self) -> String {
+    pub(crate) fn api_version(&self) -> String {
         if self.group.is_empty() {
             self.version.to_owned()
         } else {

@@ -31,7 +31,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     /// Counts an answered request. `part` is a known subresource or empty, so that the number of counters stays bounded.
-    pub fn count(
+    pub(crate) fn count(
         &self,
         verb: &'static str,
         resource: Option<&'static api::resource::Resource>,
@@ -50,7 +50,7 @@ impl Metrics {
     }
 
     /// All counters as text.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let requests = self.requests.lock();
         let mut text = String::new();
         let mut family = |name: &str,

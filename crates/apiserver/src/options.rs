@@ -46,7 +46,10 @@ impl ListOptions {
     ///
     /// # Errors
     /// 400 and 422 in upstream's words.
-    pub fn parse(info: &RequestInfo, resource: &'static Resource) -> Result<Self, StatusError> {
+    pub(crate) fn parse(
+        info: &RequestInfo,
+        resource: &'static Resource,
+    ) -> Result<Self, StatusError> {
         let query = &info.query;
         let revision = match query.get("resourceVersion") {
             "" => None,
@@ -151,7 +154,7 @@ pub(crate) struct Continue {
 
 impl Continue {
     /// The token.
-    pub fn encode(&self) -> String {
+    pub(crate) fn encode(&self) -> String {
         let revision = self.revision.map_or(json!(-1), |revision| json!(revision));
         URL_SAFE_NO_PAD.encode(
             json!({"v": "meta.k8s.io/v1", "rv": revision, "start": format!("{}\0", self.after)})
@@ -163,7 +166,7 @@ impl Continue {
     ///
     /// # Errors
     /// 400 in upstream's words.
-    pub fn decode(token: &str) -> Result<Self, StatusError> {
+    pub(crate) fn decode(token: &str) -> Result<Self, StatusError> {
         let bad = |why: &str| StatusError::bad_request(format!("continue key is not valid: {why}"));
         let bytes = URL_SAFE_NO_PAD
             .decode(token.trim_end_matches('='))

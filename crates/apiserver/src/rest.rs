@@ -3,6 +3,7 @@
 mod list;
 mod parts;
 mod patch;
+mod reviews;
 mod watch;
 mod write;
 
@@ -14,7 +15,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::User;
+use crate::auth::{Authenticator, Authorizer, User};
 use crate::negotiate::{Accept, Form};
 use crate::request::RequestInfo;
 use crate::{Body, Registry, read_body, reply, table};
@@ -31,6 +32,10 @@ pub(crate) struct Context<'a> {
     pub resource: &'static Resource,
     /// The form of the answer.
     pub accept: Accept,
+    /// Finds out who asks; for reviews.
+    pub authenticator: &'a Authenticator,
+    /// Decides who may do what; for reviews.
+    pub authorizer: &'a Authorizer,
     /// The server is shutting down.
     pub closing: &'a CancellationToken,
 }
@@ -53,7 +58,12 @@ pub(crate) async fn respond(
             None => Ok(reply::page_not_found()),
         };
     }
-    if !resource.verbs.contains(&info.verb) || (info.verb == "create" && !info.name.is_empty()) {
+    let misplaced = match info.verb {
+        "create" => !info.name.is_empty(),
+        "update" | "patch" => info.name.is_empty(),
+        _ => false,
+    };
+    if misplaced || !resource.verbs.contains(&info.verb) {
         return Err(reply::method_not_allowed());
     }
     match info.verb {
@@ -75,6 +85,10 @@ async fn write(
     body: &bytes::Bytes,
 ) -> Result<Response<Body>, StatusError> {
     match verb {
+        "create" if context.resource.plural == "bindings" => {
+            parts::bind_any(context, headers, body).await
+        }
+        "create" if !context.resource.is_stored() => reviews::create(context, headers, body),
         "create" => write::create(context, headers, body).await,
         "update" => write::update(context, None, headers, body).await,
         "patch" => patch::patch(context, None, headers, body).await,

@@ -30,7 +30,10 @@ impl Selector {
     ///
     /// # Errors
     /// 400 in upstream's words.
-    pub fn parse(info: &RequestInfo, resource: &'static Resource) -> Result<Self, StatusError> {
+    pub(crate) fn parse(
+        info: &RequestInfo,
+        resource: &'static Resource,
+    ) -> Result<Self, StatusError> {
         let (labels, fields) = (info.query.get("labelSelector"), info.query.get("fieldSelector"));
         let parsed = match labels {
             "" => None,
@@ -58,7 +61,7 @@ impl Selector {
     }
 
     /// Only the object of that name.
-    pub fn require_name(&mut self, name: &str) {
+    pub(crate) fn require_name(&mut self, name: &str) {
         self.fields.push(FieldTerm {
             field: "metadata.name".to_owned(),
             value: name.to_owned(),
@@ -67,12 +70,12 @@ impl Selector {
     }
 
     /// Whether nothing is left out.
-    pub fn is_everything(&self) -> bool {
+    pub(crate) fn is_everything(&self) -> bool {
         self.labels.is_none() && self.fields.is_empty()
     }
 
     /// Whether an object is selected; parses it only when it must.
-    pub fn matches(&self, object: &Object) -> bool {
+    pub(crate) fn matches(&self, object: &Object) -> bool {
         self.is_everything() || self.matches_value(object.value())
     }
 

@@ -61,7 +61,7 @@ pub enum ServerError {
         what: &'static str,
         /// Why.
         #[source]
-        source: crate::BoxError,
+        source: BoxError,
     },
 }
 
@@ -164,6 +164,8 @@ impl Server {
                 info,
                 resource,
                 accept,
+                authenticator: &self.authenticator,
+                authorizer: &self.authorizer,
                 closing: &self.closing,
             };
             return rest::respond(&context, request).await;

@@ -23,7 +23,7 @@ impl Include {
     ///
     /// # Errors
     /// 400 in upstream's words.
-    pub fn parse(query: &Query) -> Result<Self, StatusError> {
+    pub(crate) fn parse(query: &Query) -> Result<Self, StatusError> {
         match query.get("includeObject") {
             "" | "Metadata" => Ok(Self::Metadata),
             "None" => Ok(Self::None),
@@ -48,7 +48,7 @@ pub(crate) struct Rows {
 
 impl Rows {
     /// The Table of some objects.
-    pub fn table<'a>(&self, objects: impl Iterator<Item = &'a Value>, meta: Value) -> Value {
+    pub(crate) fn table<'a>(&self, objects: impl Iterator<Item = &'a Value>, meta: Value) -> Value {
         let now = jiff::Timestamp::now();
         let rows: Vec<Value> = objects.map(|object| self.row(object, now)).collect();
         json!({

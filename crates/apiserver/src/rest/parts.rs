@@ -38,10 +38,7 @@ pub(super) async fn respond(
         (Subresource::Scale, "get") => scale::get(context),
         (Subresource::Scale, "update") => scale::update(context, headers, &body).await,
         (Subresource::Finalize, "update") => finalize(context, headers, &body).await,
-        (Subresource::Binding, "create") => {
-            let name = context.info.name.clone();
-            bind(context, &name, headers, &body).await
-        }
+        (Subresource::Binding, "create") => bind(context, headers, &body).await,
         (Subresource::Eviction, "create") => eviction::create(context, headers, &body).await,
         (Subresource::Token, "create") => token(context, headers, &body).await,
         _ => Err(reply::method_not_allowed()),
@@ -95,13 +92,30 @@ pub(super) async fn change(
     context.registry.change(&target, options, change).await
 }
 
-/// POST pods/x/binding: gives a pod its node.
-async fn bind(
+/// POST bindings: the pod is named in the body.
+pub(super) async fn bind_any(
     context: &Context<'_>,
-    name: &str,
     headers: &HeaderMap,
     body: &Bytes,
 ) -> Result<Response<Body>, StatusError> {
+    let expected = Expected { group: "", version: "v1", kind: "Binding" };
+    let decoded = decode::object(headers, body, expected, FieldValidation::Ignore)?;
+    let pods = api::resource::find("", "v1", "pods").ok_or_else(reply::method_not_allowed)?;
+    let info = crate::RequestInfo {
+        name: object::meta_str(&decoded.object, "name").to_owned(),
+        ..context.info.clone()
+    };
+    let context = Context { info: &info, resource: pods, ..*context };
+    bind(&context, headers, body).await
+}
+
+/// POST pods/x/binding: gives a pod its node.
+async fn bind(
+    context: &Context<'_>,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<Response<Body>, StatusError> {
+    let name = context.info.name.as_str();
     let options = write_options(context, "CreateOptions")?;
     let expected = Expected { group: "", version: "v1", kind: "Binding" };
     let decoded = decode::object(headers, body, expected, FieldValidation::Ignore)?;
@@ -169,7 +183,7 @@ fn assign(pod: &Value, name: &str, node: &str, binding: &Value) -> Result<Value,
 
 /// POST serviceaccounts/x/token.
 async fn token(
-    context: &Context<'_>,
+    _context: &Context<'_>,
     headers: &HeaderMap,
     body: &Bytes,
 ) -> Result<Response<Body>, StatusError> {

@@ -49,7 +49,7 @@ impl Patch {
     ///
     /// # Errors
     /// 415, 400 and 422 in upstream's words.
-    pub fn parse(
+    pub(super) fn parse(
         context: &Context<'_>,
         headers: &HeaderMap,
         body: &Bytes,
@@ -92,7 +92,7 @@ impl Patch {
     ///
     /// # Errors
     /// As the patch's own rules say.
-    pub fn onto(&self, context: &Context<'_>, old: &Value) -> Result<Value, StatusError> {
+    pub(super) fn onto(&self, context: &Context<'_>, old: &Value) -> Result<Value, StatusError> {
         let resource = context.resource;
         match self.kind {
             Kind::Json => api::patch::json(old, &self.value),

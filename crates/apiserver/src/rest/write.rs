@@ -223,12 +223,11 @@ pub(super) fn options_from(
             .propagation_policy
             .get_or_insert_with(|| if orphan { "Orphan" } else { "Background" }.to_owned());
     }
-    if let Some(policy) = options.propagation_policy.as_deref() {
-        if !matches!(policy, "Orphan" | "Background" | "Foreground") {
-            let supported = ["Foreground", "Background", "Orphan"];
-            let error = FieldError::unsupported("propagationPolicy", &policy.into(), &supported);
-            return Err(StatusError::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
-        }
+    let known = |policy: &&str| matches!(*policy, "Orphan" | "Background" | "Foreground");
+    if let Some(policy) = options.propagation_policy.as_deref().filter(|policy| !known(policy)) {
+        let supported = ["Foreground", "Background", "Orphan"];
+        let error = FieldError::unsupported("propagationPolicy", &policy.into(), &supported);
+        return Err(StatusError::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
     }
     Ok(options)
 }

@@ -1,6 +1,7 @@
 //! POST pods/x/eviction: deletes a pod when its disruption budgets allow. Upstream: `registry/core/pod/storage/eviction.go`.
 
 use api::resource::{self, Subresource};
+use api::selector::LabelSelector;
 use api::{Reason, StatusError};
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
@@ -107,30 +108,10 @@ fn too_many(cause: &str, retry_after_seconds: u64) -> StatusError {
     error
 }
 
-/// Whether a `metav1.LabelSelector` selects labels; an empty one selects all.
+/// Whether a `metav1.LabelSelector` selects labels; an empty one selects all, a missing one none.
 fn selects(selector: &Value, labels: &Value) -> bool {
-    let label = |key: &str| labels[key].as_str();
-    let exact = selector["matchLabels"].as_object().into_iter().flatten();
-    let expressions = selector["matchExpressions"].as_array().into_iter().flatten();
-    selector.is_object()
-        && exact.map(|(key, value)| label(key) == value.as_str()).all(|holds| holds)
-        && expressions
-            .map(|expression| {
-                let found = label(expression["key"].as_str().unwrap_or(""));
-                let listed = |found: Option<&str>| {
-                    expression["values"]
-                        .as_array()
-                        .into_iter()
-                        .flatten()
-                        .any(|value| value.as_str() == found)
-                };
-                match expression["operator"].as_str() {
-                    Some("In") => found.is_some() && listed(found),
-                    Some("NotIn") => found.is_none() || !listed(found),
-                    Some("Exists") => found.is_some(),
-                    Some("DoesNotExist") => found.is_none(),
-                    _ => false,
-                }
-            })
-            .all(|holds| holds)
+    let parsed = serde_json::from_value::<api::meta::LabelSelector>(selector.clone()).ok();
+    parsed
+        .and_then(|selector| LabelSelector::of(&selector).ok())
+        .is_some_and(|selector| selector.matches_value(labels))
 }
