@@ -192,17 +192,14 @@ impl Nftables {
     }
 
     /// Runs a dump until no change comes between; false when what is asked for is not there.
-    fn dump<T: Default>(
+    fn dump<T: Clone>(
         &mut self,
         message: u16,
         family: Family,
         ask: impl Fn(&mut Builder),
         into: &mut T,
         mut each: impl FnMut(&mut T, Attributes<'_>),
-    ) -> Result<bool, NetfilterError>
-    where
-        T: Clone,
-    {
+    ) -> Result<bool, NetfilterError> {
         let before = into.clone();
         for _ in 0..DUMP_TRIES_MAX {
             self.socket.drain();

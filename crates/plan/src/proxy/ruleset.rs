@@ -139,12 +139,12 @@ impl Rules<'_> {
             invert: false,
         });
         allowed.extend(self.verdict_map(SetId::Guarded).exprs);
-        let mut own = self.from_node().to_vec();
+        let mut own = self.own_source().to_vec();
         own.extend(self.verdict_map(SetId::Guarded).exprs);
         vec![Rule { exprs: allowed.clone() }, Rule { exprs: allowed }, Rule { exprs: own }, drop()]
     }
 
-    fn from_node(&self) -> [Expr; 2] {
+    fn own_source(&self) -> [Expr; 2] {
         let value = LOCAL_ADDRESS.to_ne_bytes().into();
         [Expr::FibSourceType { to: Reg(0) }, Expr::Cmp { from: Reg(0), op: CmpOp::Eq, value }]
     }
@@ -157,7 +157,7 @@ impl Rules<'_> {
             exprs.push(goto("split-inside"));
             rules.push(Rule { exprs });
         }
-        let [fib, cmp] = self.from_node();
+        let [fib, cmp] = self.own_source();
         rules.push(Rule::new([fib, cmp, goto("split-own")]));
         rules.extend(self.lookup_twice(SetId::Outside));
         rules

@@ -1,0 +1,164 @@
+//! The proxy of this node: carries connections to Services to their endpoints, by nftables. Upstream: kube-proxy.
+//!
+//! Services, EndpointSlices and the Node come in through reflectors; `plan::proxy` decides; [`Sink`] tells the kernel
+//! what differs. What the kernel has goes on forwarding while this is not running.
+
+mod health;
+mod sink;
+mod udp;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use api::core::{Node, Service};
+use api::discovery::EndpointSlice;
+use client::{ApplyError, Client, Inputs, ListParams, Next, Reconcile, Reflector};
+use net::nft::Table;
+use parking_lot::Mutex;
+use plan::proxy::{Change, FAMILIES, Fold, Settings, Snapshot};
+use tokio_util::sync::CancellationToken;
+
+pub use health::Health;
+pub use sink::{Sink, SinkError};
+
+/// How long elements stay that packets which are just being looked up may still need.
+const SWEEP_AFTER: Duration = Duration::from_millis(20);
+/// How often to look whether somebody changed the table.
+const VERIFY_AFTER: Duration = Duration::from_secs(5);
+/// Where upstream's proxy answers `/healthz` and `/livez`.
+const HEALTH_PORT: u16 = 10256;
+
+/// How to run the proxy.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What the plan depends on besides objects.
+    pub settings: Settings,
+    /// Where `/healthz` and `/livez` answer; upstream's is `0.0.0.0:10256`.
+    pub health: SocketAddr,
+}
+
+impl Config {
+    /// The defaults around `settings`.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, health: SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT)) }
+    }
+}
+
+/// What the kernel is to be told.
+#[derive(Debug, PartialEq)]
+pub enum Plan {
+    /// Everything: what the kernel has is not known.
+    Replace(Vec<Table>),
+    /// What differs.
+    Change(Change),
+}
+
+/// The component.
+#[derive(Debug)]
+pub struct Proxy {
+    /// The desired state. Behind a lock because `plan` only borrows the component: the fold is a memory of work done,
+    /// never a second truth.
+    fold: Mutex<Fold>,
+    sink: Sink,
+    udp: udp::Cleaner,
+    health: Health,
+}
+
+impl Proxy {
+    /// A proxy for the network namespace of the calling thread. Takes the kernel's state over at its first apply.
+    ///
+    /// # Errors
+    /// When the kernel gives no netlink socket.
+    pub fn open(settings: Settings, health: Health) -> Result<Self, SinkError> {
+        let sink = Sink::open()?;
+        let udp = udp::Cleaner::open()?;
+        Ok(Self { fold: Mutex::new(Fold::new(settings)), sink, udp, health })
+    }
+
+    fn act(&mut self, plan: Plan) -> Result<Next, SinkError> {
+        let fold = self.fold.get_mut();
+        let udp = match plan {
+            Plan::Replace(tables) => {
+                self.sink.replace(&tables)?;
+                true
+            }
+            Plan::Change(change) => {
+                let udp = change.udp;
+                if change.families.is_empty() {
+                    self.sink.sweep()?;
+                } else {
+                    self.sink.change(change)?;
+                }
+                udp
+            }
+        };
+        if udp {
+            self.udp.clean(fold)?;
+        }
+        self.sink.verify(|family| fold.table(family))?;
+        self.health.publish(fold.health());
+        let wait = if self.sink.has_spare() { SWEEP_AFTER } else { VERIFY_AFTER };
+        Ok(Next::After(wait))
+    }
+}
+
+impl Reconcile for Proxy {
+    const NAME: &'static str = "proxy";
+    type Key = ();
+    type Snapshot = Snapshot;
+    type Plan = Plan;
+
+    fn plan(&self, snapshot: &Snapshot, (): &()) -> Plan {
+        let mut fold = self.fold.lock();
+        let change = fold.advance(snapshot);
+        if self.sink.is_known() {
+            Plan::Change(change)
+        } else {
+            Plan::Replace(FAMILIES.iter().map(|family| fold.table(*family)).collect())
+        }
+    }
+
+    async fn apply(&mut self, (): &(), plan: Plan) -> Result<Next, ApplyError> {
+        // Netlink does the work before the call returns: 20 µs for a change, tens of milliseconds for everything.
+        self.act(plan).map_err(|error| {
+            self.sink.forget();
+            ApplyError::sink("the kernel did not take the Services", error)
+        })
+    }
+}
+
+/// Runs the proxy in the network namespace of the calling thread until `shutdown`.
+///
+/// # Errors
+/// When the kernel gives no netlink socket.
+pub async fn run(
+    client: Client,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), SinkError> {
+    let health = Health::start(config.health, shutdown.clone());
+    let proxy = Proxy::open(config.settings.clone(), health.clone())?;
+    let services: Reflector<Service> = Reflector::start(&client, ListParams::default());
+    let slices: Reflector<EndpointSlice> = Reflector::start(&client, ListParams::default());
+    let only = format!("metadata.name={}", config.settings.node);
+    let node: Reflector<Node> =
+        Reflector::start(&client, ListParams { fields: only, ..ListParams::default() });
+    let inputs = Inputs::new()
+        .with(())
+        .on(&services, |_, keys| keys.extend([()]))
+        .on(&slices, |_, keys| keys.extend([()]))
+        .on(&node, |_, keys| keys.extend([()]));
+    let name = config.settings.node;
+    let snapshot = move || {
+        let node = node.view().get("", &name).cloned();
+        health.observe(node.as_deref());
+        Snapshot {
+            services: services.view().objects.clone(),
+            slices: slices.view().objects.clone(),
+            node,
+        }
+    };
+    client::run(proxy, client, inputs, snapshot, shutdown).await;
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! The kernel's side of the proxy: what was committed, and whether it is still so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kernel::nftables::{Inventory, NetfilterError, Nftables};
+use net::nft::{Family, Op, Table, Transaction, replace_elements};
+use plan::proxy::{Change, Stage, TABLE};
+
+/// Why the kernel could not be told.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// nftables or connection tracking refused.
+    #[error(transparent)]
+    Netfilter(#[from] NetfilterError),
+}
+
+/// Commits tables and changes. Knows what the kernel has, or that it does not know.
+#[derive(Debug)]
+pub struct Sink {
+    nft: Nftables,
+    known: bool,
+    stages: BTreeMap<Family, Stage>,
+    /// Chains, rules and sets as the kernel showed them after the last change of them.
+    inventories: BTreeMap<Family, Option<Inventory>>,
+    /// The rule set's generation after the last commit; every transaction of anybody changes it.
+    generation: u32,
+    /// Whether somebody else changed something in this namespace since the table was last looked at.
+    suspect: bool,
+}
+
+impl Sink {
+    /// A sink for the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the kernel gives no netlink socket.
+    pub fn open() -> Result<Self, SinkError> {
+        let nft = Nftables::open()?;
+        Ok(Self {
+            nft,
+            known: false,
+            stages: BTreeMap::new(),
+            inventories: BTreeMap::new(),
+            generation: 0,
+            suspect: false,
+        })
+    }
+
+    /// Whether what the kernel has is known, so that a difference can be told.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.known
+    }
+
+    /// After an error: what the kernel has is not known any more.
+    pub fn forget(&mut self) {
+        self.known = false;
+    }
+
+    /// Whether elements wait to be taken away.
+    #[must_use]
+    pub fn has_spare(&self) -> bool {
+        self.stages.values().any(|stage| !stage.is_empty())
+    }
+
+    /// Makes the kernel's tables these, whatever they were. What clients are remembered for stays.
+    ///
+    /// # Errors
+    /// When the kernel refuses even a table made afresh.
+    pub fn replace(&mut self, tables: &[Table]) -> Result<(), SinkError> {
+        self.known = false;
+        for table in tables {
+            self.replace_one(table)?;
+        }
+        self.generation = self.nft.generation()?;
+        self.suspect = false;
+        self.known = true;
+        Ok(())
+    }
+
+    fn replace_one(&mut self, table: &Table) -> Result<(), SinkError> {
+        self.stages.insert(table.family, Stage::default());
+        let found = self.nft.inventory(table.family, &table.name)?;
+        let merged = match found {
+            Some(found) => self.merge(table, &found),
+            None => self.nft.commit(&transaction(table, table.creation())),
+        };
+        if let Err(error) = merged {
+            // A set of another type, from another version: only a new table helps.
+            tracing::info!(component = "proxy", error = %error, "the table is made afresh");
+            self.stages.insert(table.family, Stage::default());
+            let mut ops = vec![Op::AddTable, Op::DeleteTable];
+            ops.extend(table.creation());
+            self.nft.commit(&transaction(table, ops))?;
+        }
+        let inventory = self.nft.inventory(table.family, &table.name)?;
+        self.inventories.insert(table.family, inventory);
+        Ok(())
+    }
+
+    /// Rules are replaced, elements changed where they differ, and what does not belong there goes.
+    fn merge(&mut self, table: &Table, found: &Inventory) -> Result<(), NetfilterError> {
+        let mut ops = vec![Op::AddTable];
+        let chains = table.chains.iter();
+        ops.extend(chains.map(|(name, chain)| Op::AddChain(Arc::clone(name), chain.hook)));
+        let sets = table.sets.iter();
+        ops.extend(sets.map(|(name, set)| Op::AddSet(Arc::clone(name), set.clone())));
+        ops.push(Op::FlushRules);
+        ops.extend(table.rules());
+        let mut changes = Vec::new();
+        for (set, elements) in &table.elements {
+            let old = self.nft.elements(table.family, &table.name, set)?.unwrap_or_default();
+            changes.extend(replace_elements(set, &old, elements));
+        }
+        ops.extend(self.stages.entry(table.family).or_default().elements(changes));
+        let foreign = found.chains.keys().filter(|name| !table.chains.contains_key(*name));
+        ops.extend(foreign.cloned().map(Op::DeleteChain));
+        let foreign = found.sets.iter().filter(|name| !table.sets.contains_key(*name));
+        ops.extend(foreign.cloned().map(Op::DeleteSet));
+        self.nft.commit(&transaction(table, ops))
+    }
+
+    /// Commits what differs.
+    ///
+    /// # Errors
+    /// When the kernel refuses: then what it has is not known.
+    pub fn change(&mut self, change: Change) -> Result<(), SinkError> {
+        for (family, change) in change.families {
+            let chains = !change.chains.is_empty();
+            let transaction = self.stages.entry(family).or_default().change(family, change);
+            self.commit(&transaction)?;
+            if chains {
+                let inventory = self.nft.inventory(family, TABLE)?;
+                self.inventories.insert(family, inventory);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes spare elements away.
+    ///
+    /// # Errors
+    /// When the kernel refuses: then what it has is not known.
+    pub fn sweep(&mut self) -> Result<(), SinkError> {
+        for family in plan::proxy::FAMILIES {
+            let transaction = self.stages.entry(family).or_default().sweep(family);
+            self.commit(&transaction)?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), SinkError> {
+        if transaction.ops.is_empty() {
+            return Ok(());
+        }
+        self.nft.commit(transaction).inspect_err(|_| self.known = false)?;
+        let generation = self.nft.generation()?;
+        self.suspect |= generation != self.generation.wrapping_add(1);
+        self.generation = generation;
+        Ok(())
+    }
+
+    /// Looks whether somebody changed the tables, if anybody changed anything, and repairs them. `table` gives what
+    /// a family's should be.
+    ///
+    /// # Errors
+    /// When the kernel refuses: then what it has is not known.
+    pub fn verify(&mut self, table: impl Fn(Family) -> Table) -> Result<(), SinkError> {
+        let generation = self.nft.generation()?;
+        self.suspect |= generation != self.generation;
+        // Spare elements would look like somebody's; they are gone a moment later.
+        if !self.suspect || self.has_spare() {
+            return Ok(());
+        }
+        self.generation = generation;
+        self.suspect = false;
+        let tables = plan::proxy::FAMILIES.map(table);
+        for table in &tables {
+            if self.differs(table)? {
+                let family = table.family.word();
+                tracing::warn!(
+                    component = "proxy",
+                    family,
+                    "somebody changed the table; it is repaired"
+                );
+                return self.replace(&tables);
+            }
+        }
+        Ok(())
+    }
+
+    fn differs(&mut self, table: &Table) -> Result<bool, SinkError> {
+        let inventory = self.nft.inventory(table.family, &table.name)?;
+        if self.inventories.get(&table.family) != Some(&inventory) {
+            return Ok(true);
+        }
+        for (set, elements) in &table.elements {
+            let found = self.nft.elements(table.family, &table.name, set)?;
+            if found.as_ref() != Some(elements) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn transaction(table: &Table, ops: Vec<Op>) -> Transaction {
+    Transaction { family: table.family, table: Arc::clone(&table.name), ops }
+}
