@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::{Reason, StatusError};
+use api::StatusError;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -24,7 +24,7 @@ use crate::auth::{Attributes, Authenticator, Authorizer, User};
 use crate::metrics::Metrics;
 use crate::negotiate;
 use crate::request::RequestInfo;
-use crate::{Body, BoxError, Config, Registry, discovery, paths, reply, rest};
+use crate::{Body, BoxError, Config, Registry, auth, discovery, expiry, paths, reply, rest};
 
 /// Bound on a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -106,9 +106,11 @@ impl Server {
             tasks: TaskTracker::new(),
         });
         let (cache, closing) = (Arc::clone(server.registry.cache()), server.closing.clone());
+        let registry = Arc::clone(&server.registry);
         server.tasks.spawn(async move {
             tokio::select! {
                 () = cache.follow() => {}
+                () = expiry::run(registry) => {}
                 () = closing.cancelled() => {}
             }
         });
@@ -178,7 +180,7 @@ impl Server {
 
     fn authorize(&self, user: &User, info: &RequestInfo) -> Result<(), StatusError> {
         let attributes = attributes(user, info);
-        self.authorizer.authorize(&attributes).map_err(|reason| forbidden(&attributes, &reason))
+        self.authorizer.authorize(&attributes).map_err(|reason| auth::forbidden(&attributes, &reason))
     }
 
     /// Serves connections until [`Server::shutdown`].
@@ -248,7 +250,7 @@ impl Server {
     ) -> Response<Body> {
         let user = match self.authenticator.authenticate(peer, request.headers()) {
             Ok(Some(user)) => user,
-            Ok(None) => anonymous(),
+            Ok(None) => User::anonymous(),
             Err(error) => return reply::failure(&error),
         };
         let request = request
@@ -286,37 +288,5 @@ fn attributes(user: &User, info: &RequestInfo) -> Attributes {
         },
         name: text(&info.name),
         path: info.path.clone(),
-    }
-}
-
-/// 403 in upstream's words.
-fn forbidden(attributes: &Attributes, reason: &str) -> StatusError {
-    let Attributes { user, verb, group, resource, subresource, namespace, name, path, .. } =
-        attributes;
-    let user = &user.name;
-    let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-    if resource.is_empty() {
-        let message = format!("forbidden: User {user:?} cannot {verb} path {path:?}{reason}");
-        return StatusError { reason: Reason::Forbidden, message, details: serde_json::json!({}) };
-    }
-    let full =
-        if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") };
-    let scope = if namespace.is_empty() {
-        "at the cluster scope".to_owned()
-    } else {
-        format!("in the namespace {namespace:?}")
-    };
-    let why = format!(
-        "User {user:?} cannot {verb} resource {full:?} in API group {group:?} {scope}{reason}"
-    );
-    StatusError::forbidden(group, resource, name, why)
-}
-
-/// Who asks without credentials.
-fn anonymous() -> User {
-    User {
-        name: "system:anonymous".to_owned(),
-        groups: vec!["system:unauthenticated".to_owned()],
-        ..User::default()
     }
 }
