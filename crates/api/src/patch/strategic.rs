@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::rejected;
-use crate::StatusError;
 use crate::schema::table::{Field, Message, Type};
+use crate::{Reason, StatusError};
 
 const PATCH: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
@@ -168,25 +168,73 @@ fn merge_list(
     } else {
         merge_primitives(old, patch, directives.delete)
     };
-    let Some(order) = directives.order else { return Ok(merged) };
     let key = |value: &Value| -> Value {
         value.get(field.merge_key).filter(|_| !field.merge_key.is_empty()).unwrap_or(value).clone()
     };
-    let order: Vec<Value> = order.iter().map(key).collect();
-    let server: Vec<Value> = old.iter().map(key).collect();
     let touched: Vec<Value> = touched.iter().map(key).collect();
-    Ok(ordered(merged, &order, &server, &touched, &key))
+    let order = match directives.order {
+        Some(order) => {
+            let keys: Vec<Value> = order.iter().map(key).collect();
+            check_order(patch, order, &key)?;
+            keys
+        }
+        None => touched,
+    };
+    let server: Vec<Value> = old.iter().map(key).collect();
+    Ok(ordered(merged, &order, &server, &key))
 }
 
-/// Scalars: those to delete go, new ones come at the end. Also returns what the patch named.
+/// The patch's elements must stand in the order that the patch asks for.
+fn check_order(
+    patch: &[Value],
+    order: &[Value],
+    key: &dyn Fn(&Value) -> Value,
+) -> Result<(), StatusError> {
+    let mut rest = order.iter();
+    let in_order = patch
+        .iter()
+        .filter(|item| item.get(PATCH).is_none_or(|directive| directive != "delete"))
+        .all(|item| rest.any(|wanted| key(wanted) == key(item)));
+    if in_order {
+        return Ok(());
+    }
+    let text = |items: &[Value]| go_text(&Value::Array(items.to_vec()));
+    Err(StatusError::new(
+        Reason::InternalError,
+        format!(
+            "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
+            text(patch),
+            text(order)
+        ),
+    ))
+}
+
+/// A value as Go's `%v` prints it.
+fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" "))
+        }
+        Value::Object(fields) => {
+            let fields: Vec<String> =
+                fields.iter().map(|(name, value)| format!("{name}:{}", go_text(value))).collect();
+            format!("map[{}]", fields.join(" "))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Scalars: new ones join, then those to delete go. Also returns what the patch named.
 fn merge_primitives(old: &[Value], patch: &[Value], delete: &[Value]) -> (Vec<Value>, Vec<Value>) {
-    let mut merged: Vec<Value> =
-        old.iter().filter(|item| !delete.contains(item)).cloned().collect();
+    let mut merged = old.to_vec();
     for item in patch {
         if !merged.contains(item) {
             merged.push(item.clone());
         }
     }
+    merged.retain(|item| !delete.contains(item));
     (merged, patch.to_vec())
 }
 
@@ -235,13 +283,11 @@ fn ordered(
     merged: Vec<Value>,
     order: &[Value],
     server: &[Value],
-    touched: &[Value],
     key: &dyn Fn(&Value) -> Value,
 ) -> Vec<Value> {
     let place = |list: &[Value], value: &Value| list.iter().position(|item| *item == key(value));
-    let (mut asked, own): (Vec<Value>, Vec<Value>) = merged
-        .into_iter()
-        .partition(|item| place(order, item).is_some() || place(touched, item).is_some());
+    let (mut asked, own): (Vec<Value>, Vec<Value>) =
+        merged.into_iter().partition(|item| place(order, item).is_some());
     asked.sort_by_key(|item| place(order, item).unwrap_or(usize::MAX));
     let mut asked = asked.into_iter().peekable();
     let mut out = Vec::new();

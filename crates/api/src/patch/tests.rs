@@ -21,16 +21,16 @@ fn pod(patch: Value) -> Result<Value, crate::StatusError> {
 }
 
 #[test]
-fn containers_merge_by_name_and_keep_their_order() {
+fn containers_merge_by_name_and_new_ones_stand_where_the_patch_puts_them() {
     let patched = pod(json!({"spec": {"containers": [
         {"name": "c", "image": "c:1"}, {"name": "a", "image": "a:2", "args": null}]}}));
     let containers = &patched.expect("applies")["spec"]["containers"];
     assert_eq!(
         *containers,
         json!([
+            {"name": "c", "image": "c:1"},
             {"name": "a", "image": "a:2", "ports": [{"containerPort": 80}]},
             {"name": "b", "image": "b:1"},
-            {"name": "c", "image": "c:1"},
         ])
     );
 }
@@ -73,7 +73,7 @@ fn primitive_lists_merge_and_delete() {
     let patched = pod(
         json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["f1"], "finalizers": ["f3"]}}),
     );
-    assert_eq!(patched.expect("applies")["metadata"]["finalizers"], json!(["f2", "f3"]));
+    assert_eq!(patched.expect("applies")["metadata"]["finalizers"], json!(["f3", "f2"]));
     let patched = pod(json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["f1"]}}));
     assert_eq!(patched.expect("applies")["metadata"]["finalizers"], json!(["f2"]));
 }
