@@ -18,3 +18,5 @@ pub mod namespaces;
 pub mod serviceaccounts;
 pub mod gc;
 pub mod nodes;
+#[cfg(test)]
+mod world;

@@ -1,0 +1,184 @@
+//! One pod's namespace, link and address.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use ipnet::{IpNet, Ipv4Net};
+use kernel::link::{Netlink, Route};
+use kernel::{netns, sysctl};
+use plan::podnet::{GATEWAY, allocate, link_name};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, watch};
+
+use super::PodNetError;
+use crate::kubelet::network::{PodAttachment, PodNetRequest, PodNetwork};
+
+/// The pod's link as the pod sees it.
+const POD_LINK: &str = "eth0";
+
+/// What is remembered of an attached pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    namespace: String,
+    name: String,
+    address: Ipv4Addr,
+}
+
+#[derive(Debug, Default)]
+struct Attached {
+    pods: BTreeMap<String, Record>,
+    last: Option<Ipv4Addr>,
+}
+
+/// The pods of this node and their addresses.
+#[derive(Debug)]
+pub struct PodNet {
+    dir: PathBuf,
+    node_ip: IpAddr,
+    mtu: Option<u32>,
+    cidr: watch::Receiver<Option<Ipv4Net>>,
+    attached: Mutex<Attached>,
+    netlink: Netlink,
+}
+
+impl PodNet {
+    /// The pod network whose records and namespaces are below `dir`. `cidr` tells the node's pod CIDR when it is known.
+    ///
+    /// # Errors
+    /// When the records cannot be read or the kernel gives no netlink socket.
+    pub fn open(dir: &Path, node_ip: IpAddr, cidr: watch::Receiver<Option<Ipv4Net>>) -> Result<Self, PodNetError> {
+        fs::create_dir_all(dir).map_err(record_error(dir))?;
+        let attached = Mutex::new(Attached { pods: read_records(dir)?, last: None });
+        Ok(Self { dir: dir.to_owned(), node_ip, mtu: None, cidr, attached, netlink: Netlink::open()? })
+    }
+
+    async fn attach(&self, pod: &PodNetRequest) -> Result<PodAttachment, PodNetError> {
+        let mut cidr = self.cidr.clone();
+        let known = cidr.wait_for(Option::is_some).await.map(|cidr| *cidr);
+        let Ok(Some(cidr)) = known else { return Err(PodNetError::Full("the node has no pod CIDR".into())) };
+        let address = self.reserve(cidr, pod).await?;
+        let netns = self.netns(&pod.uid);
+        if !netns::exists(&netns) {
+            netns::create(&netns)?;
+        }
+        self.link(&pod.uid, &netns, address).await?;
+        Ok(PodAttachment { netns, ips: vec![IpAddr::V4(address)] })
+    }
+
+    /// The pod's address: the remembered one, or a new one that is remembered before it is used.
+    async fn reserve(&self, cidr: Ipv4Net, pod: &PodNetRequest) -> Result<Ipv4Addr, PodNetError> {
+        let mut attached = self.attached.lock().await;
+        if let Some(record) = attached.pods.get(&pod.uid) {
+            return Ok(record.address);
+        }
+        let used = attached.pods.values().map(|record| record.address).collect();
+        let address = allocate(cidr, &used, attached.last).ok_or_else(|| PodNetError::Full(cidr.to_string()))?;
+        let record = Record { namespace: pod.namespace.clone(), name: pod.name.clone(), address };
+        self.remember(&pod.uid, &record)?;
+        attached.pods.insert(pod.uid.clone(), record);
+        attached.last = Some(address);
+        Ok(address)
+    }
+
+    /// Makes what is missing of the pod's link; everything is idempotent.
+    async fn link(&self, uid: &str, netns: &Path, address: Ipv4Addr) -> Result<(), PodNetError> {
+        let name = link_name(uid);
+        let inside = Netlink::open_in(netns)?;
+        if self.netlink.link(&name).await.is_err() {
+            self.netlink.add_veth(&name, POD_LINK, netns, self.mtu).await?;
+        }
+        netns::within(netns, pod_sysctls)??;
+        let near = self.netlink.link(&name).await?;
+        inside.set_up("lo", true).await?;
+        inside.set_up(POD_LINK, true).await?;
+        let far = inside.link(POD_LINK).await?;
+        let host = IpNet::from(IpAddr::V4(address));
+        inside.add_address(POD_LINK, host).await?;
+        inside.replace_route(&Route::through(IpNet::from(IpAddr::V4(GATEWAY)), far.index)).await?;
+        inside.set_neighbour(far.index, IpAddr::V4(GATEWAY), &near.mac).await?;
+        let everywhere = IpNet::V4(Ipv4Net::default());
+        let default = Route { link: Some(far.index), ..Route::via(everywhere, IpAddr::V4(GATEWAY)) };
+        inside.replace_route(&default).await?;
+        self.netlink.set_neighbour(near.index, IpAddr::V4(address), &far.mac).await?;
+        let route = Route { source: Some(self.node_ip), ..Route::through(host, near.index) };
+        Ok(self.netlink.replace_route(&route).await?)
+    }
+
+    async fn detach(&self, uid: &str) -> Result<(), PodNetError> {
+        let mut attached = self.attached.lock().await;
+        self.netlink.delete(&link_name(uid)).await?;
+        netns::delete(&self.netns(uid))?;
+        let path = self.record_path(uid);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(PodNetError::Record { path, source }),
+            _ => {}
+        }
+        attached.pods.remove(uid);
+        Ok(())
+    }
+
+    fn netns(&self, uid: &str) -> PathBuf {
+        self.dir.join(format!("{uid}.netns"))
+    }
+
+    fn record_path(&self, uid: &str) -> PathBuf {
+        self.dir.join(format!("{uid}.json"))
+    }
+
+    fn remember(&self, uid: &str, record: &Record) -> Result<(), PodNetError> {
+        let path = self.record_path(uid);
+        let text = serde_json::to_vec(record).expect("a record has only strings");
+        let part = path.with_extension("part");
+        fs::write(&part, text).and_then(|()| fs::rename(&part, &path)).map_err(record_error(&path))
+    }
+}
+
+impl PodNetwork for PodNet {
+    fn add<'a>(&'a self, pod: &'a PodNetRequest) -> BoxFuture<'a, Result<PodAttachment, String>> {
+        self.attach(pod).map(|result| result.map_err(|error| chain(&error))).boxed()
+    }
+
+    fn del<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, ()> {
+        async move {
+            if let Err(error) = self.detach(uid).await {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(component = "podnet", uid, error, "a pod's network was not taken down");
+            }
+        }
+        .boxed()
+    }
+}
+
+/// An error with its causes on one line, as events show it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// What containers expect of a pod's namespace (the defaults of containerd).
+fn pod_sysctls() -> Result<(), sysctl::SysctlError> {
+    sysctl::set("net/ipv4/ip_unprivileged_port_start", "0")?;
+    sysctl::set("net/ipv4/ping_group_range", "0\t2147483647")
+}
+
+fn record_error(path: &Path) -> impl FnOnce(io::Error) -> PodNetError {
+    let path = path.to_owned();
+    move |source| PodNetError::Record { path, source }
+}
+
+fn read_records(dir: &Path) -> Result<BTreeMap<String, Record>, PodNetError> {
+    let mut pods = BTreeMap::new();
+    for entry in fs::read_dir(dir).map_err(record_error(dir))? {
+        let path = entry.map_err(record_error(dir))?.path();
+        let Some(uid) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json")) else { continue };
+        let text = fs::read(&path).map_err(record_error(&path))?;
+        let record = serde_json::from_slice(&text).map_err(io::Error::other).map_err(record_error(&path))?;
+        pods.insert(uid.to_owned(), record);
+    }
+    Ok(pods)
+}

@@ -1,0 +1,216 @@
+//! `rhumb node`: everything on one node in one process: kubelet, proxy, pod network, cluster DNS, load balancer speaker.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use api::core::{Namespace, Node, Service};
+use api::discovery::EndpointSlice;
+use client::{Client, Kubeconfig, ListParams, Reflector};
+use ipnet::{IpNet, Ipv4Net};
+use kernel::link::Netlink;
+use node::kubelet::{self, KubeletHandle};
+use node::{loadbalancer, podnet, proxy};
+use runtime::{ImageStore, Runtime};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::Agent;
+use crate::telemetry;
+
+/// The host number of the cluster DNS Service in the Service range, as kubeadm has it.
+const DNS_HOST: u32 = 10;
+/// DNS answers are memory lookups: one thread keeps up with a node's pods, a second rides out a busy core.
+const DNS_THREADS: usize = 2;
+
+/// Runs the agent until it is told to end; its pods go on.
+pub(crate) fn run(args: Agent) -> Result<()> {
+    telemetry::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(args))
+}
+
+/// The reflectors that several parts of the agent share.
+struct Sources {
+    services: Reflector<Service>,
+    slices: Reflector<EndpointSlice>,
+    nodes: Reflector<Node>,
+    namespaces: Reflector<Namespace>,
+}
+
+impl Sources {
+    fn start(client: &Client) -> Self {
+        Self {
+            services: Reflector::start(client, ListParams::default()),
+            slices: Reflector::start(client, ListParams::default()),
+            nodes: Reflector::start(client, ListParams::default()),
+            namespaces: Reflector::start(client, ListParams::default()),
+        }
+    }
+}
+
+async fn serve(args: Agent) -> Result<()> {
+    let path = args.kubeconfig.as_ref().context("--kubeconfig says how to reach the API server, and is not given")?;
+    let client = Kubeconfig::read(path)?.client("node")?;
+    let name = match &args.node_name {
+        Some(name) => name.clone(),
+        None => nix::unistd::gethostname()?.to_string_lossy().to_ascii_lowercase(),
+    };
+    let ip = args.node_ip.context("--node-ip is the address that the other nodes reach this one by, and is not given")?;
+    std::fs::create_dir_all(&args.node_dir).with_context(|| format!("cannot make {}", args.node_dir.display()))?;
+    let shutdown = CancellationToken::new();
+    let sources = Sources::start(&client);
+    let dns_ip = dns_address(args.service_cidr);
+
+    let (tell_cidr, cidr) = watch::channel(None);
+    let pod_network = podnet::Options { node: name.clone(), pod_cidrs: vec![IpNet::V4(args.pod_cidr)] };
+    podnet::follow_nodes(&client, &sources.nodes, pod_network, tell_cidr, shutdown.clone())?;
+    let network = Arc::new(podnet::PodNet::open(&args.node_dir.join("podnet"), ip, cidr)?);
+    let _dns = start_dns(&args, &client, &sources, dns_ip, &shutdown).await?;
+    start_proxy(&args, &client, &name, &shutdown);
+    let speaker = loadbalancer::Sources {
+        services: sources.services.clone(),
+        slices: sources.slices.clone(),
+        nodes: sources.nodes.clone(),
+    };
+    loadbalancer::spawn(&client, speaker, &name, &args.link, shutdown.clone())?;
+
+    let handle = KubeletHandle::new();
+    let runtime = open_runtime(&args, &name).await?;
+    start_streams(&args, &handle, &runtime, &shutdown).await?;
+    let options = kubelet_options(&args, (name, ip), network, runtime, handle);
+    let kubelet = tokio::spawn(kubelet::run(options, client, shutdown.clone()));
+    terminated().await?;
+    shutdown.cancel();
+    kubelet.await??;
+    Ok(())
+}
+
+/// Waits for SIGTERM or Ctrl-C.
+pub(crate) async fn terminated() -> Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        done = tokio::signal::ctrl_c() => Ok(done?),
+    }
+}
+
+/// The cluster DNS Service's address in a Service range.
+pub(crate) fn dns_address(services: Ipv4Net) -> IpAddr {
+    IpAddr::V4((u32::from(services.network()) + DNS_HOST).into())
+}
+
+/// Listens on the DNS Service's own address, which every node has for itself.
+async fn start_dns(
+    args: &Agent,
+    client: &Client,
+    sources: &Sources,
+    address: IpAddr,
+    shutdown: &CancellationToken,
+) -> Result<dns::Server> {
+    let netlink = Netlink::open()?;
+    netlink.set_up("lo", true).await?;
+    netlink.add_address("lo", IpNet::from(address)).await?;
+    let zone: dns::SharedZone = Arc::new(arc_swap::ArcSwap::from_pointee(plan::dns::Zone::new(&args.dns_domain)));
+    let feed = dns::Sources {
+        services: sources.services.clone(),
+        slices: sources.slices.clone(),
+        namespaces: sources.namespaces.clone(),
+    };
+    dns::follow(client, feed, Arc::clone(&zone), shutdown.clone());
+    let resolvers = match &args.resolv_conf {
+        Some(path) => dns::resolvers(path).with_context(|| format!("cannot read {}", path.display()))?,
+        None => Vec::new(),
+    };
+    Ok(dns::Server::start(SocketAddr::new(address, 53), DNS_THREADS, zone, dns::Forwarder::new(&resolvers))?)
+}
+
+async fn open_runtime(args: &Agent, name: &str) -> Result<Runtime> {
+    let mut mirrors = BTreeMap::new();
+    for mirror in &args.registry_mirror {
+        let (host, url) = mirror.split_once('=').with_context(|| format!("--registry-mirror {mirror:?} is not HOST=URL"))?;
+        mirrors.insert(host.to_owned(), url.to_owned());
+    }
+    let images = args.images_dir.clone().unwrap_or_else(|| args.node_dir.join("images"));
+    let images = ImageStore::open(images, mirrors)?;
+    Ok(Runtime::open(runtime_options(&args.node_dir, images, name)).await?)
+}
+
+fn runtime_options(node_dir: &Path, images: ImageStore, name: &str) -> runtime::Options {
+    runtime::Options::new(runtime_dir(node_dir), format!("rhumb/{name}"), images)
+}
+
+fn runtime_dir(node_dir: &Path) -> PathBuf {
+    node_dir.join("runtime")
+}
+
+/// Removes all pods of a node whose agent does not run.
+pub(crate) fn remove_pods(node_dir: &Path, images_dir: &Path) -> Result<()> {
+    let Some(name) = node_dir.file_name().and_then(|name| name.to_str()) else { return Ok(()) };
+    if !runtime_dir(node_dir).exists() {
+        return Ok(());
+    }
+    let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    executor.block_on(async {
+        let images = ImageStore::open(images_dir, BTreeMap::new())?;
+        let runtime = Runtime::open(runtime_options(node_dir, images, name)).await?;
+        for pod in runtime.pods() {
+            runtime.remove_pod(&pod.uid).await?;
+        }
+        Ok(())
+    })
+}
+
+fn start_proxy(args: &Agent, client: &Client, name: &str, shutdown: &CancellationToken) {
+    let settings = plan::proxy::Settings {
+        node: name.to_owned(),
+        service_cidrs: vec![IpNet::V4(args.service_cidr)],
+        pod_cidrs: vec![IpNet::V4(args.pod_cidr)],
+        external_ips: false,
+    };
+    let (client, shutdown) = (client.component("kube-proxy"), shutdown.clone());
+    tokio::spawn(async move {
+        if let Err(error) = proxy::run(client, proxy::Config::new(settings), shutdown).await {
+            let error: &(dyn std::error::Error + 'static) = &error;
+            tracing::error!(component = "kube-proxy", error, "the proxy cannot start");
+        }
+    });
+}
+
+/// Logs, exec and port-forward, for the API server alone.
+async fn start_streams(args: &Agent, handle: &KubeletHandle, runtime: &Runtime, shutdown: &CancellationToken) -> Result<()> {
+    let Some(tls) = crate::tls::kubelet(args)? else {
+        tracing::warn!(component = "kubelet", "no --tls-cert-file is given: logs, exec and port-forward are off");
+        return Ok(());
+    };
+    let address = SocketAddr::from(([0, 0, 0, 0], kubelet::PORT));
+    let options = node::stream::Options { address, handle: handle.clone(), runtime: runtime.clone(), tls };
+    Ok(node::stream::start(options, shutdown.clone()).await?)
+}
+
+fn kubelet_options(
+    args: &Agent,
+    (node_name, ip): (String, IpAddr),
+    network: Arc<podnet::PodNet>,
+    runtime: Runtime,
+    handle: KubeletHandle,
+) -> kubelet::Options {
+    kubelet::Options {
+        node_name,
+        node_ips: vec![ip],
+        data_dir: args.node_dir.join("kubelet"),
+        dns_service_ip: Some(dns_address(args.service_cidr)),
+        cluster_domain: args.dns_domain.clone(),
+        labels: BTreeMap::new(),
+        taints: Vec::new(),
+        network,
+        runtime,
+        resolv_conf: args.resolv_conf.clone().unwrap_or_else(|| PathBuf::from("/dev/null")),
+        pods_max: kubelet::PODS_MAX,
+        port: kubelet::PORT,
+        use_present_images: true,
+        handle,
+    }
+}

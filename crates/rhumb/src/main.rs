@@ -1,0 +1,31 @@
+//! `rhumb`: Kubernetes Services, whole, in one binary.
+
+mod agent;
+mod cli;
+mod cluster;
+mod down;
+mod images;
+mod kubeconfig;
+mod lab;
+mod nodes;
+mod processes;
+mod progress;
+mod server;
+mod status;
+mod supervise;
+mod telemetry;
+mod tls;
+mod up;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // A pod's shim must be single-threaded and knows nothing of the rest.
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((command, rest)) = args.split_first()
+        && command == "shim"
+    {
+        return runtime::shim_main(rest);
+    }
+    cli::main()
+}

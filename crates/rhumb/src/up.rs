@@ -1,0 +1,215 @@
+//! `rhumb up`: a whole cluster on this machine.
+
+use std::fs::File;
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use api::core::Node;
+use client::{Client, Kubeconfig, ListParams};
+use ipnet::Ipv4Net;
+use nix::unistd::Uid;
+
+use crate::cli::Up;
+use crate::cluster::{Cluster, NODES_MAX, check_name, free_node_cidr, overlap, routed_ranges};
+use crate::progress::{Progress, say};
+use crate::{down, kubeconfig, lab, processes};
+
+/// How long the cluster may take to answer before `up` gives up and says where the logs are.
+const READY_MAX: Duration = Duration::from_secs(60);
+/// Between two looks at something that becomes ready.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Runs the command.
+pub(crate) fn run(args: &Up) -> Result<()> {
+    let (cluster, is_new) = settle(args)?;
+    let progress = Progress::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let started = runtime.block_on(bring_up(&cluster, &progress));
+    if let Err(error) = started {
+        progress.finish();
+        let error = error.context(format!("cluster {:?} did not come up; logs are in {}", cluster.name, cluster.dir().join("logs").display()));
+        let _ = down::end(&cluster, true, &Progress::new());
+        return Err(error);
+    }
+    let time = progress.finish();
+    let what = if is_new { "is up" } else { "is back" };
+    say(format!("\ncluster {:?} {what} after {:.2} s: {} node(s), API at {}", cluster.name, time.as_secs_f64(), cluster.nodes.len(), cluster.api_url()));
+    next_steps(&cluster);
+    if args.detach {
+        return Ok(());
+    }
+    say("\nCtrl-C ends the cluster and keeps its data.");
+    runtime.block_on(async { tokio::signal::ctrl_c().await })?;
+    say("");
+    down::end(&cluster, true, &Progress::new())
+}
+
+fn next_steps(cluster: &Cluster) {
+    let name = if cluster.name == "default" { String::new() } else { format!(" --name {}", cluster.name) };
+    say(format!(
+        "\n  export KUBECONFIG=$(rhumb kubeconfig{name})\n  kubectl get nodes -o wide\n  rhumb status{name}\n  rhumb down{name}"
+    ));
+}
+
+/// Decides what cluster to bring up, and refuses before anything is touched.
+fn settle(args: &Up) -> Result<(Cluster, bool)> {
+    check_name(&args.which.name, "cluster")?;
+    ensure!(Uid::effective().is_root(), "a cluster needs network namespaces and kernel rules, which belong to root: run `rhumb up` as root");
+    if let Some(cluster) = Cluster::read(&args.which.data_dir, &args.which.name)? {
+        if processes::find(&cluster, "supervisor").is_some() {
+            bail!("cluster {:?} is up already; `rhumb status` shows it and `rhumb down` ends it", cluster.name);
+        }
+        return Ok((cluster, false));
+    }
+    let cluster = plan(args, &routed_ranges(), &Cluster::all(&args.which.data_dir))?;
+    Ok((cluster, true))
+}
+
+/// The new cluster that was asked for, or why it cannot be.
+fn plan(args: &Up, routed: &[Ipv4Net], others: &[Cluster]) -> Result<Cluster> {
+    ensure!((1..=NODES_MAX).contains(&args.nodes), "--nodes must be 1 to {NODES_MAX}");
+    for mirror in &args.registry_mirror {
+        ensure!(mirror.contains('='), "--registry-mirror {mirror:?} is not HOST=URL");
+    }
+    let used: Vec<Ipv4Net> = routed.iter().copied().chain(others.iter().map(|other| other.node_cidr)).collect();
+    let node_cidr = match args.node_cidr {
+        None => free_node_cidr(&used)?,
+        Some(cidr) => {
+            ensure!(cidr.prefix_len() <= 24, "--node-cidr {cidr} is smaller than a /24");
+            if let Some(taken) = used.iter().find(|taken| overlap(**taken, cidr)) {
+                bail!("--node-cidr {cidr} overlaps {taken}, which this machine routes already");
+            }
+            cidr
+        }
+    };
+    let ranges = [("--node-cidr", node_cidr), ("--pod-cidr", args.pod_cidr), ("--service-cidr", args.service_cidr)];
+    for (index, (flag, range)) in ranges.iter().enumerate() {
+        if let Some((other, taken)) = ranges[..index].iter().find(|(_, taken)| overlap(*taken, *range)) {
+            bail!("{flag} {range} overlaps {other} {taken}");
+        }
+    }
+    let pods_max = 1_usize << 24_u8.saturating_sub(args.pod_cidr.prefix_len());
+    ensure!(args.nodes <= pods_max, "--pod-cidr {} has room for {pods_max} node(s), a /24 each, not {}", args.pod_cidr, args.nodes);
+    let mut cluster = Cluster {
+        name: args.which.name.clone(),
+        data_dir: args.which.data_dir.clone(),
+        node_cidr,
+        pod_cidr: args.pod_cidr.trunc(),
+        service_cidr: args.service_cidr.trunc(),
+        dns_domain: args.dns_domain.clone(),
+        node_port_range: args.node_port_range,
+        api_port: args.api_port,
+        registry_mirrors: args.registry_mirror.clone(),
+        nodes: Vec::new(),
+    };
+    for _ in 0..args.nodes {
+        cluster.add_node(None)?;
+    }
+    Ok(cluster)
+}
+
+/// Makes the lab, starts the processes and waits until the nodes are ready.
+async fn bring_up(cluster: &Cluster, progress: &Progress) -> Result<()> {
+    progress.begin("making the lab's network");
+    cluster.write()?;
+    lab::build(cluster).await?;
+    progress.done(&format!("lab network {} with {} node(s)", cluster.node_cidr, cluster.nodes.len()));
+    progress.begin("starting the control plane");
+    for node in &cluster.nodes {
+        kubeconfig::write_node(cluster, node)?;
+    }
+    let mut supervisor = start_supervisor(cluster)?;
+    let deadline = Instant::now() + READY_MAX;
+    let client = api_ready(cluster, deadline, &mut supervisor).await?;
+    progress.done(&format!("API server answers at {}", cluster.api_url()));
+    progress.begin("waiting for the nodes");
+    nodes_ready(cluster, &client, deadline).await?;
+    progress.done("all nodes are ready");
+    Ok(())
+}
+
+/// Starts the supervisor in a session of its own, so that it outlives this command and its terminal.
+fn start_supervisor(cluster: &Cluster) -> Result<std::process::Child> {
+    let log = cluster.log("supervisor");
+    std::fs::create_dir_all(log.parent().context("a log has a folder")?)?;
+    let log = File::options().create(true).append(true).open(log)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["supervise", "--name", &cluster.name, "--data-dir"]).arg(&cluster.data_dir);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    command.spawn().context("cannot start the supervisor")
+}
+
+async fn api_ready(cluster: &Cluster, deadline: Instant, supervisor: &mut std::process::Child) -> Result<Client> {
+    let address = std::net::SocketAddr::from((cluster.server_address(), cluster.api_port));
+    loop {
+        if TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
+            && let Ok(kubeconfig) = Kubeconfig::read(&cluster.kubeconfig())
+        {
+            let client = kubeconfig.client("rhumb")?;
+            if client.list::<api::core::Namespace>(&ListParams::default()).await.is_ok() {
+                return Ok(client);
+            }
+        }
+        ensure!(supervisor.try_wait()?.is_none(), "the supervisor ended");
+        ensure!(Instant::now() < deadline, "the API server did not answer within {} s", READY_MAX.as_secs());
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn nodes_ready(cluster: &Cluster, client: &Client, deadline: Instant) -> Result<()> {
+    let expected = cluster.nodes.iter().filter(|node| node.state == crate::cluster::NodeState::Running && !node.cut).count();
+    loop {
+        let nodes = client.list::<Node>(&ListParams::default()).await?.items;
+        let ready = nodes.iter().filter(|node| crate::status::is_ready(node)).count();
+        if ready >= expected {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{ready} of {expected} nodes became ready within {} s", READY_MAX.as_secs());
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        up: Up,
+    }
+
+    fn planned(line: &str, routed: &[&str]) -> Result<Cluster> {
+        let line = Line::try_parse_from(std::iter::once("up").chain(line.split_whitespace()))?;
+        let routed: Vec<Ipv4Net> = routed.iter().map(|range| range.parse().unwrap()).collect();
+        plan(&line.up, &routed, &[])
+    }
+
+    fn refusal(line: &str, routed: &[&str]) -> String {
+        planned(line, routed).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_documents() {
+        let cluster = planned("--nodes 3", &["10.0.0.0/8"]).unwrap();
+        assert_eq!(cluster.pod_cidr.to_string(), "10.244.0.0/16");
+        assert_eq!(cluster.service_cidr.to_string(), "10.96.0.0/12");
+        assert_eq!(cluster.node_cidr.to_string(), "198.18.0.0/24");
+        assert_eq!(cluster.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>(), ["n1", "n2", "n3"]);
+    }
+
+    #[test]
+    fn ranges_that_collide_are_refused_in_one_sentence() {
+        let taken = "--node-cidr 192.168.1.0/24 overlaps 192.168.0.0/16, which this machine routes already";
+        assert_eq!(refusal("--node-cidr 192.168.1.0/24", &["192.168.0.0/16"]), taken);
+        let twice = "--service-cidr 10.244.0.0/20 overlaps --pod-cidr 10.244.0.0/16";
+        assert_eq!(refusal("--service-cidr 10.244.0.0/20", &[]), twice);
+        assert!(refusal("--nodes 0", &[]).contains("--nodes must be 1 to"));
+        assert!(refusal("--nodes 3 --pod-cidr 10.244.0.0/23", &[]).contains("has room for 2 node(s)"));
+        assert!(refusal("--registry-mirror docker.io", &[]).contains("is not HOST=URL"));
+    }
+}
