@@ -1,6 +1,11 @@
 //! Request and response bodies: streamed bytes, the same type for TLS connections and for callers in the process.
 
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{self, Poll};
+
 use bytes::{Bytes, BytesMut};
+use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 
@@ -17,6 +22,35 @@ pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// A body of known content.
 pub fn full_body(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body of known content in several pieces, which are sent without being joined.
+pub(crate) fn pieces_body(pieces: impl IntoIterator<Item = Bytes>) -> Body {
+    Pieces(pieces.into_iter().collect()).boxed_unsync()
+}
+
+/// Pieces that are still to be sent.
+struct Pieces(VecDeque<Bytes>);
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let bytes = self.0.iter().map(Bytes::len).sum::<usize>();
+        u64::try_from(bytes).map_or_else(|_overflow| SizeHint::default(), SizeHint::with_exact)
+    }
 }
 
 /// A body without content.

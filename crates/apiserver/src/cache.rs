@@ -117,6 +117,8 @@ pub struct Snapshot {
     pub objects: ObjectMap,
     /// The store's revision: nothing up to it is missing.
     pub revision: u64,
+    /// Revision of the newest change among them.
+    pub changed: u64,
 }
 
 impl Snapshot {
@@ -213,7 +215,20 @@ pub struct Cache {
     store: Arc<dyn Store>,
     revision: watch::Sender<u64>,
     kept: Mutex<VecDeque<Kept>>,
+    /// The last whole list of each shelf, joined.
+    joined: Mutex<BTreeMap<usize, Joined>>,
 }
+
+/// The items of a whole list as one piece, for as long as nothing changes.
+struct Joined {
+    prefix: String,
+    changed: u64,
+    /// Made when the same list is asked for a second time.
+    items: Option<Bytes>,
+}
+
+/// Largest list that is kept joined, in bytes.
+const JOINED_BYTES_MAX: usize = 4 << 20;
 
 impl Cache {
     /// Reads the whole store.
@@ -238,6 +253,7 @@ impl Cache {
             store,
             revision: watch::Sender::new(range.revision),
             kept: Mutex::new(VecDeque::new()),
+            joined: Mutex::new(BTreeMap::new()),
         };
         cache.fill(&range);
         Ok(cache)
@@ -389,7 +405,40 @@ impl Cache {
     pub fn snapshot(&self, resource: &Resource) -> Snapshot {
         let shelf = self.shelf(resource);
         let shelves = self.shelves.read();
-        Snapshot { objects: shelves.shelves[shelf].objects.clone(), revision: shelves.revision }
+        Snapshot {
+            objects: shelves.shelves[shelf].objects.clone(),
+            revision: shelves.revision,
+            changed: shelves.shelves[shelf].changed,
+        }
+    }
+
+    /// The encodings of all objects under `prefix`, joined by commas; repeated lists share one piece of memory.
+    pub(crate) fn joined(&self, resource: &Resource, snapshot: &Snapshot, prefix: &str) -> Bytes {
+        let shelf = self.shelf(resource);
+        let same =
+            |joined: &&mut Joined| joined.prefix == prefix && joined.changed == snapshot.changed;
+        if let Some(Joined { items: Some(items), .. }) =
+            self.joined.lock().get_mut(&shelf).filter(same)
+        {
+            return items.clone();
+        }
+        let size = snapshot.range(prefix, "").map(|object| object.json.len() + 1).sum();
+        let mut items = BytesMut::with_capacity(size);
+        for object in snapshot.range(prefix, "") {
+            if !items.is_empty() {
+                items.put_u8(b',');
+            }
+            items.put_slice(&object.json);
+        }
+        let items = items.freeze();
+        let mut all = self.joined.lock();
+        let again = all.get_mut(&shelf).filter(same).is_some() && items.len() <= JOINED_BYTES_MAX;
+        let kept = again.then(|| items.clone());
+        all.insert(
+            shelf,
+            Joined { prefix: prefix.to_owned(), changed: snapshot.changed, items: kept },
+        );
+        items
     }
 
     /// Keeps a snapshot for the next chunks of a list.
@@ -420,8 +469,11 @@ impl Cache {
         drop(kept);
         let shelves = self.shelves.read();
         let present = &shelves.shelves[shelf];
-        (present.changed <= revision && revision <= shelves.revision)
-            .then(|| Snapshot { objects: present.objects.clone(), revision })
+        (present.changed <= revision && revision <= shelves.revision).then(|| Snapshot {
+            objects: present.objects.clone(),
+            revision,
+            changed: present.changed,
+        })
     }
 
     /// Changes of the resource after `revision`.

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use api::resource::Resource;
+use bytes::Bytes;
 use serde_json::Value;
+
+use crate::object;
 
 /// Core field, events.k8s.io field.
 const EVENT_FIELDS: [(&str, &str); 7] = [
@@ -31,8 +34,17 @@ pub(crate) fn from_stored(resource: &Resource, stored: &Arc<Value>) -> Value {
     object
 }
 
+/// The bytes to store.
+pub(crate) fn encode_stored(resource: &Resource, object: &Value) -> Bytes {
+    if is_converted(resource) {
+        object::encode_stored(&to_stored(resource, object.clone()))
+    } else {
+        object::encode_stored(object)
+    }
+}
+
 /// The object as it is stored.
-pub(crate) fn to_stored(resource: &Resource, mut object: Value) -> Value {
+fn to_stored(resource: &Resource, mut object: Value) -> Value {
     if is_converted(resource) {
         rename(&mut object, |(core, served)| (served, core));
         object["apiVersion"] = "v1".into();

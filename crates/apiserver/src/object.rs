@@ -52,18 +52,36 @@ pub(crate) fn timestamp(time: jiff::Timestamp) -> String {
 }
 
 /// An object with kind, apiVersion and metadata first, so that the splice finds its place without parsing.
-struct Ordered<'a>(&'a Map<String, Value>);
+struct Ordered<'a> {
+    object: &'a Map<String, Value>,
+    /// Leaves the resourceVersion out.
+    stored: bool,
+}
+
+/// `metadata` without its resourceVersion.
+struct StoredMeta<'a>(&'a Value);
+
+impl Serialize for StoredMeta<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Value::Object(meta) = self.0 else { return self.0.serialize(serializer) };
+        serializer.collect_map(meta.iter().filter(|(key, _)| *key != "resourceVersion"))
+    }
+}
 
 impl Serialize for Ordered<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         const FIRST: [&str; 3] = ["kind", "apiVersion", "metadata"];
         let mut map = serializer.serialize_map(None)?;
         for key in FIRST {
-            if let Some(value) = self.0.get(key) {
-                map.serialize_entry(key, value)?;
+            match self.object.get(key) {
+                Some(meta) if self.stored && key == "metadata" => {
+                    map.serialize_entry(key, &StoredMeta(meta))?
+                }
+                Some(value) => map.serialize_entry(key, value)?,
+                None => {}
             }
         }
-        for (key, value) in self.0 {
+        for (key, value) in self.object {
             if !FIRST.contains(&key.as_str()) {
                 map.serialize_entry(key, value)?;
             }
@@ -74,18 +92,20 @@ impl Serialize for Ordered<'_> {
 
 /// JSON with kind, apiVersion and metadata first.
 pub(crate) fn encode(object: &Value) -> Bytes {
-    let encoded = match object {
-        Value::Object(map) => serde_json::to_vec(&Ordered(map)),
-        other => serde_json::to_vec(other),
-    };
-    encoded.expect("a JSON value always encodes").into()
+    encode_as(object, false)
 }
 
 /// The bytes to store: without resourceVersion.
 pub(crate) fn encode_stored(object: &Value) -> Bytes {
-    let mut object = object.clone();
-    meta_mut(&mut object).remove("resourceVersion");
-    encode(&object)
+    encode_as(object, true)
+}
+
+fn encode_as(object: &Value, stored: bool) -> Bytes {
+    let encoded = match object {
+        Value::Object(map) => serde_json::to_vec(&Ordered { object: map, stored }),
+        other => serde_json::to_vec(other),
+    };
+    encoded.expect("a JSON value always encodes").into()
 }
 
 /// The bytes to serve: stored bytes with the resourceVersion.

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::body::pieces_body;
 use crate::negotiate::Accept;
 use crate::{Body, full_body, object};
 
@@ -23,6 +24,19 @@ pub(crate) fn reply(
 /// Encoded JSON.
 pub(crate) fn json_bytes(status: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
     reply(status, "application/json", bytes)
+}
+
+/// Encoded JSON in pieces.
+pub(crate) fn json_pieces(
+    status: StatusCode,
+    pieces: impl IntoIterator<Item = Bytes>,
+) -> Response<Body> {
+    let mut response = Response::new(pieces_body(pieces));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// A JSON value, or the same as YAML when that was asked for.

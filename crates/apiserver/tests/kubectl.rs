@@ -5,10 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
-use apiserver::auth::{Authenticator, Authorizer};
 use apiserver::{Config, Server};
-use rustls::ServerConfig;
-use rustls_pki_types::PrivateKeyDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::process::Command;
@@ -24,21 +21,13 @@ async fn start() -> Running {
     let directory = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
-    let registry = Server::open_registry(Config::new(directory.path().join("data"))).await.unwrap();
-    let server =
-        Server::new(registry, Arc::new(Authenticator::default()), Arc::new(Authorizer::default()));
-    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut tls = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let server = Server::open(Config::new(directory.path().join("data"))).await.unwrap();
+    let pki = server.pki();
+    let kubeconfig = pki.kubeconfig(&url, "test", "kubernetes-admin", &pki.admin().unwrap());
+    std::fs::write(directory.path().join("kubeconfig"), kubeconfig).unwrap();
+    let tls = pki.server_tls().unwrap();
     let serving = Arc::clone(&server);
-    tokio::spawn(async move { serving.serve(listener, Arc::new(tls)).await });
+    tokio::spawn(async move { serving.serve(listener, tls).await });
     Running { server, url, directory }
 }
 
@@ -55,7 +44,8 @@ impl Running {
     /// Output of kubectl; fails the test when kubectl fails, unless `fails`.
     async fn run(&self, kubectl: &Path, arguments: &str, input: &str, fails: bool) -> String {
         let mut child = Command::new(kubectl)
-            .args(["--server", &self.url, "--insecure-skip-tls-verify", "--token", "none"])
+            .arg("--kubeconfig")
+            .arg(self.directory.path().join("kubeconfig"))
             .args(arguments.split(' '))
             .env("HOME", self.directory.path())
             .env_remove("KUBECONFIG")

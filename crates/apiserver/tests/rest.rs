@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use apiserver::auth::{Authenticator, Authorizer, User};
+use apiserver::auth::User;
 use apiserver::{Body, Config, Server, full_body};
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -35,8 +35,7 @@ async fn start() -> Running {
 }
 
 async fn open(path: &std::path::Path) -> Arc<Server> {
-    let registry = Server::open_registry(Config::new(path)).await.unwrap();
-    Server::new(registry, Arc::new(Authenticator::default()), Arc::new(Authorizer::default()))
+    Server::prepare(Config::new(path)).await.unwrap()
 }
 
 fn admin() -> User {
@@ -207,6 +206,15 @@ async fn lists_come_in_chunks_of_one_snapshot() {
             .map(|item| item["metadata"]["name"].as_str().unwrap().to_owned())
             .collect()
     };
+    let whole = cluster.get(CONFIGMAPS).await;
+    assert_eq!(names(&whole), ["a", "b", "c", "d", "e"]);
+    for _ in 0..3 {
+        assert_eq!(cluster.get(CONFIGMAPS).await.body, whole.body, "repeated lists share their encoding");
+    }
+    cluster.post(CONFIGMAPS, configmap("f", "y")).await;
+    assert_eq!(names(&cluster.get(CONFIGMAPS).await).len(), 6);
+    cluster.delete(&format!("{CONFIGMAPS}/f")).await;
+    assert_eq!(names(&cluster.get(CONFIGMAPS).await).len(), 5);
     let first = cluster.get(&format!("{CONFIGMAPS}?limit=2")).await;
     assert_eq!(names(&first), ["a", "b"]);
     assert_eq!(first.body["metadata"]["remainingItemCount"], 3);

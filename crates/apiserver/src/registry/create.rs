@@ -97,10 +97,7 @@ impl Registry {
         }
         let txn = Txn {
             compare: vec![Compare { key: Arc::clone(&key), modified: 0 }],
-            ops: vec![Op::Put(
-                key,
-                object::encode_stored(&convert::to_stored(resource, new.clone())),
-            )],
+            ops: vec![Op::Put(key, convert::encode_stored(resource, &new))],
         };
         match self.commit(txn).await? {
             Outcome::Committed(revision) => {

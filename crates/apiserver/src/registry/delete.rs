@@ -67,7 +67,7 @@ impl Registry {
                 }
                 Step::Remove => (Op::Delete(store_key(resource, namespace, name)), old_value, true),
                 Step::Mark(new) => {
-                    let stored = object::encode_stored(&convert::to_stored(resource, new.clone()));
+                    let stored = convert::encode_stored(resource, &new);
                     (Op::Put(store_key(resource, namespace, name), stored), new, false)
                 }
             };

@@ -153,7 +153,7 @@ impl Registry {
         }
         let key = store_key(resource, scoped(resource, target.namespace), target.name);
         let compare = vec![Compare { key: Arc::clone(&key), modified: old.revision }];
-        let stored = object::encode_stored(&convert::to_stored(resource, new.clone()));
+        let stored = convert::encode_stored(resource, &new);
         let put = Op::Put(Arc::clone(&key), stored);
         // The last finalizer left an object that is being deleted: it goes now.
         let op = if gone { Op::Delete(key) } else { put };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::StatusError;
 use api::resource::Resource;
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -33,6 +33,12 @@ struct Page {
 pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>, StatusError> {
     let resource = context.resource;
     let options = ListOptions::parse(context.info, resource)?;
+    let plain = context.accept.form == Form::Plain
+        && !context.accept.yaml
+        && !convert::is_converted(resource);
+    if plain && options.limit == 0 && options.start.is_none() && options.selector.is_everything() {
+        return whole(context, &options).await;
+    }
     let page = match page(context, &options).await {
         Ok(page) => page,
         Err(Expired::Status(error)) => return Err(error),
@@ -43,9 +49,7 @@ pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>, Status
         }
     };
     match context.accept.form {
-        Form::Plain if !context.accept.yaml && !convert::is_converted(resource) => {
-            Ok(reply::json_bytes(StatusCode::OK, concatenate(resource, &page)))
-        }
+        Form::Plain if plain => Ok(reply::json_bytes(StatusCode::OK, concatenate(resource, &page))),
         Form::Plain => {
             let items = values(resource, &page);
             let list = json!({"kind": format!("{}List", resource.kind), "apiVersion": api_version(resource),
@@ -73,6 +77,25 @@ pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>, Status
 
 fn values(resource: &Resource, page: &Page) -> Vec<Value> {
     page.items.iter().map(|item| convert::from_stored(resource, item.value())).collect()
+}
+
+/// A list of everything, from memory that repeated lists share.
+async fn whole(
+    context: &Context<'_>,
+    options: &ListOptions,
+) -> Result<Response<Body>, StatusError> {
+    let resource = context.resource;
+    let cache = context.registry.cache();
+    let snapshot = fresh(cache, resource, options).await?;
+    let items = cache.joined(resource, &snapshot, &list_prefix(resource, &context.info.namespace));
+    let page = Page {
+        items: Vec::new(),
+        revision: snapshot.revision,
+        next: String::new(),
+        remaining: None,
+    };
+    let pieces = [head(resource, &page).into(), items, Bytes::from_static(b"]}")];
+    Ok(reply::json_pieces(StatusCode::OK, pieces))
 }
 
 /// Why a list cannot be given.
@@ -167,14 +190,19 @@ fn list_meta(page: &Page) -> Value {
     meta
 }
 
-/// A list from the items' stored encodings.
-fn concatenate(resource: &Resource, page: &Page) -> bytes::Bytes {
-    let head = format!(
+/// A list up to its items.
+fn head(resource: &Resource, page: &Page) -> String {
+    format!(
         "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
         resource.kind,
         api_version(resource),
         list_meta(page)
-    );
+    )
+}
+
+/// A list from the items' stored encodings.
+fn concatenate(resource: &Resource, page: &Page) -> Bytes {
+    let head = head(resource, page);
     let size = head.len() + 2 + page.items.iter().map(|item| item.json.len() + 1).sum::<usize>();
     let mut list = BytesMut::with_capacity(size);
     list.put_slice(head.as_bytes());

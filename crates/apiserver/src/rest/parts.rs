@@ -183,12 +183,14 @@ fn assign(pod: &Value, name: &str, node: &str, binding: &Value) -> Result<Value,
 
 /// POST serviceaccounts/x/token.
 async fn token(
-    _context: &Context<'_>,
+    context: &Context<'_>,
     headers: &HeaderMap,
     body: &Bytes,
 ) -> Result<Response<Body>, StatusError> {
     let expected = Expected { group: "authentication.k8s.io", version: "v1", kind: "TokenRequest" };
     let decoded = decode::object(headers, body, expected, FieldValidation::Ignore)?;
-    let _ = decoded;
-    Err(StatusError::new(Reason::ServiceUnavailable, "tokens are not issued yet"))
+    let account = (context.info.namespace.as_str(), context.info.name.as_str());
+    let tokens = context.authenticator.tokens();
+    let request = tokens.issue(context.registry.cache(), context.user, account, decoded.object)?;
+    Ok(reply::value(StatusCode::CREATED, context.accept, &request))
 }
