@@ -26,7 +26,8 @@ pub(crate) async fn run(registry: Arc<Registry>) {
 async fn remove_older(registry: &Registry, limit: jiff::Timestamp) {
     let Some(events) = resource::find("", "v1", "events") else { return };
     let snapshot = registry.cache().snapshot(events);
-    let old: Vec<_> = snapshot.objects.values().filter(|event| last_seen(event.value()) < limit).collect();
+    let old: Vec<_> =
+        snapshot.objects.values().filter(|event| last_seen(event.value()) < limit).collect();
     for event in old {
         let compare = vec![Compare { key: Arc::clone(&event.key), modified: event.revision }];
         let txn = Txn { compare, ops: vec![Op::Delete(Arc::clone(&event.key))] };
@@ -64,7 +65,8 @@ mod tests {
         let registry = Server::open_registry(Config::new(directory.path())).await.unwrap();
         let events = resource::find("", "v1", "events").unwrap();
         for (name, time) in [("old", "2026-01-01T00:00:00Z"), ("new", "2026-01-01T02:00:00Z")] {
-            let event = json!({"metadata": {"name": name, "namespace": "a", "creationTimestamp": time}});
+            let event =
+                json!({"metadata": {"name": name, "namespace": "a", "creationTimestamp": time}});
             let key = crate::keys::key(events, "a", name).into();
             let ops = vec![Op::Put(key, object::encode_stored(&event))];
             registry.store().commit(Txn { compare: vec![], ops }).await.unwrap();
@@ -73,6 +75,9 @@ mod tests {
         remove_older(&registry, "2026-01-01T01:00:00Z".parse().unwrap()).await;
         registry.cache().wait_for(4).await;
         let left = registry.cache().list(events, "");
-        assert_eq!(left.iter().map(|event| object::meta_str(event, "name")).collect::<Vec<_>>(), ["new"]);
+        assert_eq!(
+            left.iter().map(|event| object::meta_str(event, "name")).collect::<Vec<_>>(),
+            ["new"]
+        );
     }
 }

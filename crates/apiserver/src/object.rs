@@ -75,7 +75,7 @@ impl Serialize for Ordered<'_> {
         for key in FIRST {
             match self.object.get(key) {
                 Some(meta) if self.stored && key == "metadata" => {
-                    map.serialize_entry(key, &StoredMeta(meta))?
+                    map.serialize_entry(key, &StoredMeta(meta))?;
                 }
                 Some(value) => map.serialize_entry(key, value)?,
                 None => {}
