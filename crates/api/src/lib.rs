@@ -5,12 +5,15 @@
 //! types through the modules below.
 
 pub mod apply;
+pub mod field;
 mod kind;
 mod name;
 pub mod openapi;
 pub mod patch;
 pub mod protobuf;
+pub mod resource;
 pub mod schema;
+pub mod selector;
 mod status;
 
 pub use kind::{Kind, ResourceScope, Scoped};
