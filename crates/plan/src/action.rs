@@ -7,12 +7,14 @@ use std::time::Duration;
 use api::core::ObjectReference;
 use api::meta::ObjectMeta;
 use api::{Kind, Name};
+use serde::Serialize;
 use serde_json::Value;
 
 macro_rules! objects {
     ($($variant:ident: $type:ty,)*) => {
         /// An object of any kind that a control loop writes.
-        #[derive(Clone, Debug, PartialEq)]
+        #[derive(Clone, Debug, PartialEq, Serialize)]
+        #[serde(untagged)]
         #[expect(missing_docs, reason = "the variants are the kinds")]
         pub enum Object { $($variant(Box<$type>),)* }
 

@@ -107,7 +107,7 @@ pub struct Plan {
 
 /// Decides about one object by its uid.
 #[must_use]
-pub fn plan(graph: &Graph, uid: &String) -> Plan {
+pub fn plan(graph: &Graph, uid: &str) -> Plan {
     let mut plan = Plan::default();
     let Some(item) = graph.item(uid) else { return plan };
     if item.deleting {
@@ -236,9 +236,9 @@ mod tests {
         let pod = item(ObjectKind::Pod, "pod", &["set"]);
         let set = item(ObjectKind::ReplicaSet, "set", &[]);
         let mut graph = graph(&[pod, set]);
-        assert_eq!(plan(&graph, &"pod".to_owned()), Plan::default());
+        assert_eq!(plan(&graph, "pod"), Plan::default());
         graph.remove("set");
-        let plan_ = plan(&graph, &"pod".to_owned());
+        let plan_ = plan(&graph, "pod");
         assert_eq!(plan_.absent, [(ObjectKind::ReplicaSet, Name::new("a", "set"), "set".to_owned())]);
         assert!(matches!(
             plan_.writes.actions.as_slice(),
@@ -250,7 +250,7 @@ mod tests {
     fn a_second_owner_keeps_a_dependent() {
         let pod = item(ObjectKind::Pod, "pod", &["set", "other"]);
         let graph = graph(&[pod, item(ObjectKind::ReplicaSet, "other", &[])]);
-        let plan = plan(&graph, &"pod".to_owned());
+        let plan = plan(&graph, "pod");
         assert!(matches!(plan.writes.actions.as_slice(), [Action::Patch { .. }]));
     }
 
@@ -260,14 +260,14 @@ mod tests {
         set.deleting = true;
         set.finalizers = vec![FOREGROUND.into()];
         let mut graph = graph(&[set, item(ObjectKind::Pod, "pod", &["set"])]);
-        assert_eq!(plan(&graph, &"set".to_owned()), Plan::default());
+        assert_eq!(plan(&graph, "set"), Plan::default());
         assert!(matches!(
-            plan(&graph, &"pod".to_owned()).writes.actions.as_slice(),
+            plan(&graph, "pod").writes.actions.as_slice(),
             [Action::Delete { .. }]
         ));
         graph.remove("pod");
         assert!(matches!(
-            plan(&graph, &"set".to_owned()).writes.actions.as_slice(),
+            plan(&graph, "set").writes.actions.as_slice(),
             [Action::Patch { .. }]
         ));
     }
@@ -278,7 +278,7 @@ mod tests {
         set.deleting = true;
         set.finalizers = vec![ORPHAN.into()];
         let graph = graph(&[set, item(ObjectKind::Pod, "pod", &["set"])]);
-        let plan = plan(&graph, &"set".to_owned());
+        let plan = plan(&graph, "set");
         let [Action::Patch { patch, .. }, Action::Patch { kind: ObjectKind::ReplicaSet, .. }] =
             plan.writes.actions.as_slice()
         else {

@@ -252,6 +252,3 @@ fn eviction(pod: &Pod, taints: &[&Taint], now: Timestamp) -> Option<Duration> {
     }
     soonest.map(|left| Duration::from_millis(u64::try_from(left).unwrap_or(0)))
 }
-
-#[cfg(test)]
-mod tests;

@@ -79,7 +79,7 @@ mod tests {
         let mut namespace = Namespace::default();
         namespace.metadata.name = Some("a".into());
         let mut snapshot = Snapshot {
-            namespaces: [(Name::cluster("a"), Arc::new(namespace.clone()))].into(),
+            namespaces: [(Name::cluster("a"), Arc::new(namespace.clone()))].into_iter().collect(),
             service_accounts: Objects::new(),
             config_maps: Objects::new(),
             root_ca: "PEM".into(),

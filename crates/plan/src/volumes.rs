@@ -104,6 +104,3 @@ fn default_class(classes: &Objects<StorageClass>) -> Option<&Arc<StorageClass>> 
     let defaults = classes.values().filter(|one| annotation(one.as_ref(), DEFAULT) == Some("true"));
     defaults.max_by_key(|one| (crate::podfacts::created(one.as_ref()), std::cmp::Reverse(one.object_name())))
 }
-
-#[cfg(test)]
-mod tests;

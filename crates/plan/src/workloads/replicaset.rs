@@ -35,20 +35,23 @@ pub fn plan(snapshot: &Snapshot, key: &Name) -> Plan {
         claim(set.as_ref(), &spec.selector, in_namespace(&snapshot.pods, set.namespace()));
     let mut plan = Plan { actions, again: None };
     let active: Vec<_> = owned.iter().filter(|pod| podfacts::is_active(pod)).cloned().collect();
-    let status = status(set, &owned, snapshot.now, &mut plan);
+    let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
+    let (have, going) = (active.len(), set.is_deleting());
+    let surplus = if going { 0 } else { have.saturating_sub(wanted).min(BURST_MAX) };
+    let doomed = doomed(snapshot, set, active, surplus);
+    // The status leaves out what this plan deletes, so that a Deployment never counts on it.
+    let staying: Vec<_> =
+        owned.into_iter().filter(|pod| !doomed.iter().any(|(_, uid)| uid == pod.uid())).collect();
+    let status = status(set, &staying, doomed.len(), snapshot.now, &mut plan);
     if set.status.as_ref() != Some(&status) {
         let mut set = ReplicaSet::clone(set);
         set.status = Some(status);
         plan.push(Action::UpdateStatus(set.into()));
     }
-    if !set.is_deleting() {
-        let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
-        if active.len() < wanted {
-            create(set, (wanted - active.len()).min(BURST_MAX), &mut plan);
-        } else if active.len() > wanted {
-            let surplus = (active.len() - wanted).min(BURST_MAX);
-            delete(snapshot, set, active, surplus, &mut plan);
-        }
+    if !doomed.is_empty() {
+        plan.push(Action::DeletePods { owner: reference(set.as_ref()), pods: doomed });
+    } else if have < wanted && !going {
+        create(set, (wanted - have).min(BURST_MAX), &mut plan);
     }
     plan
 }
@@ -60,13 +63,15 @@ fn create(set: &ReplicaSet, missing: usize, plan: &mut Plan) {
     plan.push(Action::CreatePods { owner: reference(set), pods: vec![pod; missing] });
 }
 
-fn delete(
+fn doomed(
     snapshot: &Snapshot,
     set: &ReplicaSet,
     mut active: Vec<Arc<Pod>>,
     surplus: usize,
-    plan: &mut Plan,
-) {
+) -> Vec<(Name, String)> {
+    if surplus == 0 {
+        return Vec::new();
+    }
     // Pods of the sister sets (one Deployment's) count where they run, so that scaling down evens out.
     let sisters: Vec<&str> = in_namespace(&snapshot.replica_sets, set.namespace())
         .filter(|other| match (other.controller(), set.controller()) {
@@ -80,14 +85,14 @@ fn delete(
             && pod.controller().is_some_and(|owner| sisters.contains(&owner.uid.as_str()))
     });
     rank_for_deletion(&mut active, &crowd(related));
-    let pods = active.iter().take(surplus);
-    let pods = pods.map(|pod| (pod.object_name(), pod.uid().to_owned())).collect();
-    plan.push(Action::DeletePods { owner: reference(set), pods });
+    let doomed = active.iter().take(surplus);
+    doomed.map(|pod| (pod.object_name(), pod.uid().to_owned())).collect()
 }
 
 fn status(
     set: &ReplicaSet,
     owned: &[Arc<Pod>],
+    doomed: usize,
     now: Timestamp,
     plan: &mut Plan,
 ) -> ReplicaSetStatus {
@@ -115,7 +120,7 @@ fn status(
         fully_labeled_replicas: some(labelled),
         ready_replicas: some(ready),
         available_replicas: some(available),
-        terminating_replicas: Some(count(terminating.count())),
+        terminating_replicas: Some(count(terminating.count() + doomed)),
         observed_generation: set.metadata.generation,
         conditions: (!conditions.is_empty()).then_some(conditions),
     }

@@ -56,11 +56,12 @@ pub fn plan(snapshot: &Snapshot, key: &Name) -> Plan {
         .filter(|revision| is_controlled_by(revision.as_ref(), set.as_ref()))
         .cloned()
         .collect();
-    let status = set.status.clone().unwrap_or_default();
-    let collisions = status.collision_count.unwrap_or(0);
+    let status = set.status.as_ref();
+    let collisions = status.and_then(|status| status.collision_count).unwrap_or(0);
     let mut history = history(set.as_ref(), &spec.template, &revisions, collisions);
     actions.append(&mut history.actions);
-    let current = status.current_revision.clone().filter(|name| history.get(name).is_some());
+    let current = status.and_then(|status| status.current_revision.clone());
+    let current = current.filter(|name| history.get(name).is_some());
     let current = current.unwrap_or_else(|| history.newest().to_owned());
     let pods = owned.iter().filter_map(|pod| Some((identity::ordinal(set, pod)?, Arc::clone(pod))));
     let mut walk = Walk {
@@ -329,6 +330,3 @@ impl Walk<'_> {
         self.plan.actions.extend(surplus);
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,5 +1,7 @@
 //! The rolling update: up by the surge, down by what is available beyond the minimum.
 
+use api::apps::ReplicaSet;
+
 use super::{Rollout, available, replicas};
 
 impl Rollout<'_> {
@@ -34,18 +36,18 @@ impl Rollout<'_> {
         let (_, max_unavailable) = self.fenceposts();
         let minimum = self.replicas() - max_unavailable;
         let total: i32 = self.sets().map(replicas).sum();
-        let new_unavailable = self.new.as_ref().map_or(0, |set| replicas(set) - available(set));
+        let new_unavailable = self.new.as_ref().map_or(0, |set| replicas(set) - sure(set));
         let mut budget = total - minimum - new_unavailable;
         if budget <= 0 {
             return false;
         }
         let mut sizes: Vec<i32> = self.old.iter().map(replicas).collect();
         for (size, set) in sizes.iter_mut().zip(&self.old) {
-            let unhealthy = (*size - available(set)).clamp(0, budget);
+            let unhealthy = (*size - sure(set)).clamp(0, budget);
             *size -= unhealthy;
             budget -= unhealthy;
         }
-        let mut surplus = self.sets().map(available).sum::<i32>() - minimum;
+        let mut surplus = self.sets().map(sure).sum::<i32>() - minimum;
         for size in &mut sizes {
             let down = (*size).min(surplus).max(0);
             *size -= down;
@@ -68,4 +70,9 @@ impl Rollout<'_> {
             status.replicas == self.replicas() && available(set) == self.replicas()
         }) && self.old.iter().all(|set| set.status.as_ref().is_none_or(|one| one.replicas == 0))
     }
+}
+
+/// Available pods that the set keeps: one that was just scaled down may still report those that go.
+fn sure(set: &ReplicaSet) -> i32 {
+    available(set).min(replicas(set))
 }

@@ -59,10 +59,11 @@ impl Rollout<'_> {
             match self.old.iter().position(|set| replicas(set) > 0) {
                 Some(index) => self.scale_old(index, wanted),
                 None if self.new.is_some() => self.scale_new(wanted),
-                None => match self.old.len().checked_sub(1) {
-                    Some(latest) => self.scale_old(latest, wanted),
-                    None => {}
-                },
+                None => {
+                    if let Some(latest) = self.old.len().checked_sub(1) {
+                        self.scale_old(latest, wanted);
+                    }
+                }
             }
         } else if self.new.as_ref().is_some_and(|set| is_saturated(set, wanted)) {
             for index in 0..self.old.len() {
