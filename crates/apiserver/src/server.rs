@@ -1,12 +1,13 @@
 //! The server: owns the registry, listens with TLS, answers requests.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::StatusError;
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -23,8 +24,9 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{Attributes, Authenticator, Authorizer, User};
 use crate::metrics::Metrics;
 use crate::negotiate;
+use crate::pki::{Pki, PkiError};
 use crate::request::RequestInfo;
-use crate::{Body, BoxError, Config, Registry, auth, discovery, expiry, paths, reply, rest};
+use crate::{Body, BoxError, Config, Registry, auth, bootstrap, discovery, expiry, paths, reply, rest};
 
 /// Bound on a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -117,6 +119,72 @@ impl Server {
         server
     }
 
+    /// Opens everything under `config.data_dir` and makes what is missing: store, keys, the first objects. Must be
+    /// called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When something under the directory cannot be opened or made.
+    pub async fn open(config: Config) -> Result<Arc<Self>, ServerError> {
+        let server = Self::prepare(config).await?;
+        let registry = Arc::clone(&server.registry);
+        bootstrap::objects(&registry).await.map_err(|source| ServerError::Prepare {
+            what: "the first objects",
+            source: Box::new(source),
+        })?;
+        server.spawn(bootstrap::keep(registry));
+        Ok(server)
+    }
+
+    /// [`Server::open`] without the first objects.
+    ///
+    /// # Errors
+    /// When something under the directory cannot be opened or made.
+    pub async fn prepare(config: Config) -> Result<Arc<Self>, ServerError> {
+        let registry = Self::open_registry(config).await?;
+        let failed = |source: PkiError| ServerError::Prepare {
+            what: "keys and certificates",
+            source: Box::new(source),
+        };
+        let pki = Arc::new(Pki::open(registry.config()).map_err(failed)?);
+        let authorizer = Arc::new(Authorizer::new(Arc::clone(registry.cache())));
+        let authenticator =
+            Authenticator::new(Arc::clone(&registry), Arc::clone(&authorizer), pki).map_err(failed)?;
+        Ok(Self::new(registry, Arc::new(authenticator), authorizer))
+    }
+
+    /// The cluster's keys and certificates; [`Pki::server_tls`] is what [`Server::serve`] wants.
+    #[must_use]
+    pub fn pki(&self) -> &Arc<Pki> {
+        self.authenticator.pki()
+    }
+
+    /// Runs a task until [`Server::shutdown`].
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let closing = self.closing.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = closing.cancelled() => {}
+            }
+        });
+    }
+
+    /// What verifiers of ServiceAccount tokens elsewhere read.
+    fn openid(&self, path: &str) -> Option<Response<Body>> {
+        let tokens = self.authenticator.tokens();
+        let (content_type, document) = match path {
+            "/.well-known/openid-configuration" => {
+                let config = self.registry.config();
+                let server =
+                    SocketAddr::new(config.advertise_address, config.advertise_port).to_string();
+                ("application/json", tokens.openid_configuration(&server))
+            }
+            "/openid/v1/jwks" => ("application/jwk-set+json", tokens.key_set()),
+            _ => return None,
+        };
+        Some(reply::reply(StatusCode::OK, content_type, document.to_string()))
+    }
+
     /// The objects and their rules.
     #[must_use]
     pub fn registry(&self) -> &Arc<Registry> {
@@ -175,12 +243,15 @@ impl Server {
         let headers = request.headers();
         Ok(paths::respond(&info.path, &info.query, headers, &self.metrics)
             .or_else(|| discovery::respond(&info.path, headers, self.registry.config()))
+            .or_else(|| self.openid(&info.path))
             .unwrap_or_else(reply::page_not_found))
     }
 
     fn authorize(&self, user: &User, info: &RequestInfo) -> Result<(), StatusError> {
         let attributes = attributes(user, info);
-        self.authorizer.authorize(&attributes).map_err(|reason| auth::forbidden(&attributes, &reason))
+        self.authorizer
+            .authorize(&attributes)
+            .map_err(|reason| auth::forbidden(&attributes, &reason))
     }
 
     /// Serves connections until [`Server::shutdown`].

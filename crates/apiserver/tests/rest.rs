@@ -209,7 +209,11 @@ async fn lists_come_in_chunks_of_one_snapshot() {
     let whole = cluster.get(CONFIGMAPS).await;
     assert_eq!(names(&whole), ["a", "b", "c", "d", "e"]);
     for _ in 0..3 {
-        assert_eq!(cluster.get(CONFIGMAPS).await.body, whole.body, "repeated lists share their encoding");
+        assert_eq!(
+            cluster.get(CONFIGMAPS).await.body,
+            whole.body,
+            "repeated lists share their encoding"
+        );
     }
     cluster.post(CONFIGMAPS, configmap("f", "y")).await;
     assert_eq!(names(&cluster.get(CONFIGMAPS).await).len(), 6);

@@ -4,7 +4,7 @@ mod eviction;
 mod scale;
 
 use api::resource::Subresource;
-use api::{Reason, StatusError};
+use api::StatusError;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use serde_json::{Value, json};
