@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ImageError;
+pub(crate) use unpack::make_directory;
 use crate::shim::protocol::RootImage;
 
 /// Hexadecimal digits of a digest that name a layer's directory: short, because mount options fit one page.

@@ -48,6 +48,7 @@ pub fn shim_main(args: &[String]) -> ExitCode {
         Err(_) => return ExitCode::FAILURE,
     }
     let _ = setsid();
+    log_to_stderr_file();
     let mut ready = std::io::stdout();
     match Shim::open(Path::new(directory)) {
         Ok(mut shim) => {
@@ -62,6 +63,16 @@ pub fn shim_main(args: &[String]) -> ExitCode {
             let _ = ready.write_all(error.as_bytes()).and_then(|()| ready.flush());
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Standard error is a file in the pod's directory. A descriptor of its own is used, because libcontainer's
+/// children log too, after their standard error has become the container's.
+fn log_to_stderr_file() {
+    if let Ok(file) = std::io::stderr().as_fd().try_clone_to_owned() {
+        let file = std::sync::Mutex::new(fs::File::from(file));
+        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false);
+        let _ = log.with_writer(file).try_init();
     }
 }
 

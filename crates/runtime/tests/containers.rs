@@ -147,7 +147,7 @@ impl World {
     }
 
     /// Removes the pod and looks for leftovers.
-    async fn end(self) {
+    async fn end(&self) {
         self.runtime().remove_pod("pod").await.unwrap();
         let directory = self.directory.path().to_string_lossy().into_owned();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -163,6 +163,43 @@ impl World {
             assert!(!String::from_utf8_lossy(&line).contains(&directory), "{:?}", entry.path());
         }
     }
+}
+
+/// A failed test must not leave its shim and containers running.
+impl Drop for World {
+    fn drop(&mut self) {
+        let directory = self.directory.path().to_string_lossy().into_owned();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let pid = entry.file_name().to_string_lossy().parse();
+            if let Ok(pid) = pid
+                && String::from_utf8_lossy(&line).contains(&directory)
+            {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        let group = Path::new("/sys/fs/cgroup/memory").join(&self.cgroup);
+        for entry in walk(&group) {
+            for pid in fs::read_to_string(entry.join("cgroup.procs")).unwrap_or_default().lines() {
+                let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| point.starts_with(&directory)) {
+            let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+fn walk(root: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
+    let below = entries.flatten().filter(|one| one.path().is_dir());
+    let mut all: Vec<PathBuf> = below.flat_map(|one| walk(&one.path())).collect();
+    all.push(root.into());
+    all
 }
 
 async fn all(output: Option<runtime::exec::Output>) -> String {

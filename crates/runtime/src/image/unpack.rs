@@ -94,6 +94,13 @@ pub(crate) fn unpack(archive: File, root: &Path) -> Result<Unpacked, ImageError>
     Ok(Unpacked { bytes: rest.bytes, diff_id: digest_text(rest.hash) })
 }
 
+/// Makes a directory and those above it, inside a root.
+pub(crate) fn make_directory(root: &Path, path: &str) -> nix::Result<()> {
+    let opened = File::open(root).map_err(|_| Errno::ENOENT)?;
+    let clean = inside(Path::new(path)).ok_or(Errno::EINVAL)?;
+    Tree { root: opened.into(), parent: None }.make(&clean).map(drop)
+}
+
 /// A directory that is being filled.
 struct Tree {
     root: OwnedFd,

@@ -19,6 +19,7 @@ use super::protocol::{ExecRequest, RootImage, STATUS_FILE};
 use super::spec::{self, Parts};
 use super::users;
 use crate::cgroup::Cgroup;
+use crate::image::make_directory;
 use crate::pod::{ContainerSpec, ContainerState, ContainerStatus, PodSandbox};
 use crate::rootfs;
 
@@ -101,6 +102,8 @@ impl Container {
     ) -> Result<Self, String> {
         let root = rootfs::mount_layers(directory, Path::new(&image.layers_dir), &image.layers)?;
         let user = users::resolve(&root, &image.config.user, &spec.security)?;
+        let cwd = spec::working_directory(&spec, image);
+        make_directory(&root, &cwd).map_err(|errno| format!("mkdir {cwd}: {errno}"))?;
         let cgroup = format!("{}/{id}", pod.cgroup);
         let config = spec::config(&Parts {
             sandbox: pod.sandbox,

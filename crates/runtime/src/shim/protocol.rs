@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::image::ImageConfig;
@@ -126,17 +126,19 @@ pub(crate) fn send<T: Serialize>(
     Ok(())
 }
 
-/// Receives one message and its descriptors. Reads only up to the line's end when the peer waits for
-/// the answer, which both sides do.
+/// Receives one message and its descriptors; what follows the line stays in the socket.
 #[expect(unsafe_code, reason = "descriptors received from the kernel are ours from then on")]
 pub(crate) fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut line = Vec::new();
     let mut descriptors = Vec::new();
     let mut chunk = vec![0u8; 64 << 10];
     loop {
+        let seen = recv(stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_PEEK)?;
+        let end = chunk.iter().take(seen).position(|byte| *byte == b'\n');
+        let part = chunk.get_mut(..end.map_or(seen, |end| end + 1)).unwrap_or_default();
         let count = {
             let mut space = nix::cmsg_space!([std::os::fd::RawFd; 4]);
-            let mut parts = [IoSliceMut::new(&mut chunk)];
+            let mut parts = [IoSliceMut::new(part)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             let got = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
             for message in got.cmsgs()? {

@@ -139,9 +139,9 @@ pub(crate) fn config(parts: &Parts<'_>) -> Value {
     }
     let propagation = parts.spec.mounts.iter().map(|mount| mount.propagation);
     let propagation = match propagation.max_by_key(|one| rank(*one)) {
-        Some(Propagation::Bidirectional) => "rshared",
-        Some(Propagation::HostToContainer) => "rslave",
-        _ => "rprivate",
+        Some(Propagation::Bidirectional) => "shared",
+        Some(Propagation::HostToContainer) => "slave",
+        _ => "private",
     };
     json!({
         "ociVersion": "1.0.2",
