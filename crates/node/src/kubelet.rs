@@ -133,8 +133,7 @@ pub async fn run(
         machine: machine.clone(),
         options: options.clone(),
     });
-    let registration =
-        registration::keep(client, recorder, options, machine, shutdown.clone());
+    let registration = registration::keep(client, recorder, options, machine, shutdown.clone());
     let dispatch = Dispatch { agent, pods, workers: BTreeMap::new(), tasks: JoinSet::new() };
     tokio::join!(Box::pin(registration), Box::pin(dispatch.run(shutdown)));
     Ok(())

@@ -18,7 +18,7 @@ impl Paths {
 
     /// All pods' directories, named by uid.
     pub(super) fn pods(&self) -> PathBuf {
-        self.root.join("pods")
+        self.root.join("kubelet/pods")
     }
 
     pub(super) fn pod(&self, uid: &str) -> PathBuf {

@@ -197,7 +197,7 @@ fn waiting(scene: &Scene<'_>, container: &Container, seen: &ContainerSeen) -> Op
         return Some(Waiting { reason: reason.to_owned(), message: None });
     };
     let (exit_code, finished_at) = run.exit()?;
-    if scene.is_ending() || !restarts(policy_of(scene, container), exit_code) {
+    if seen.starting || scene.is_ending() || !restarts(policy_of(scene, container), exit_code) {
         return None;
     }
     let phase = scene.seen.before.phase.as_deref();
