@@ -50,7 +50,11 @@ async fn resources(client: &Client) -> Result<Vec<Resource>, ApplyError> {
     let groups = client.request(Method::GET, "/apis", None).await?;
     for group in groups["groups"].as_array().into_iter().flatten() {
         let versions = group["versions"].as_array().into_iter().flatten();
-        roots.extend(versions.filter_map(|one| one["groupVersion"].as_str()).map(|one| format!("/apis/{one}")));
+        roots.extend(
+            versions
+                .filter_map(|one| one["groupVersion"].as_str())
+                .map(|one| format!("/apis/{one}")),
+        );
     }
     let mut resources = Vec::new();
     for root in roots {

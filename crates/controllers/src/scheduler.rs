@@ -65,7 +65,8 @@ pub(crate) async fn start(context: Context) {
                 (Some(old), Some(new)) => {
                     node(old) != node(new)
                         || podfacts::is_terminal(old) != podfacts::is_terminal(new)
-                        || (node(new).is_empty() && old.metadata.generation != new.metadata.generation)
+                        || (node(new).is_empty()
+                            && old.metadata.generation != new.metadata.generation)
                         || old.metadata.labels != new.metadata.labels
                 }
                 _ => true,

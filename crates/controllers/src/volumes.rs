@@ -30,12 +30,14 @@ pub(crate) async fn start(context: Context) {
     let inputs = Inputs::new()
         .on(&all.claims, |change, dirty| {
             dirty.insert(Key::Claim(change.name.clone()));
-            let named = change.states().filter_map(|claim| claim.spec.as_ref()?.volume_name.as_deref());
+            let named =
+                change.states().filter_map(|claim| claim.spec.as_ref()?.volume_name.as_deref());
             dirty.extend(named.map(|name| Key::Volume(api::Name::cluster(name))));
         })
         .on(&all.volumes, move |change, dirty| {
             dirty.insert(Key::Volume(change.name.clone()));
-            let named = change.states().filter_map(|volume| volume.spec.as_ref()?.claim_ref.as_ref());
+            let named =
+                change.states().filter_map(|volume| volume.spec.as_ref()?.claim_ref.as_ref());
             dirty.extend(named.filter_map(|claim| {
                 let name = api::Name::new(claim.namespace.as_deref()?, claim.name.as_deref()?);
                 Some(Key::Claim(name))

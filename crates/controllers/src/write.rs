@@ -73,7 +73,12 @@ macro_rules! with_kind {
 
 impl Writer {
     /// Whether the object with this uid still exists.
-    pub(crate) async fn exists(&self, kind: ObjectKind, name: &api::Name, uid: &str) -> Result<bool, Error> {
+    pub(crate) async fn exists(
+        &self,
+        kind: ObjectKind,
+        name: &api::Name,
+        uid: &str,
+    ) -> Result<bool, Error> {
         let found = with_kind!(kind, K => {
             let got = Box::pin(self.client.get::<K>(&name.namespace, &name.name)).await;
             got.map(|object| object.uid() == uid)
@@ -101,8 +106,12 @@ impl Writer {
     async fn act(&self, action: Action) -> Result<(), Error> {
         let client = &self.client;
         match action {
-            Action::Create(object) => with_object!(object, one => client.create(&*one).await.map(drop)),
-            Action::Update(object) => with_object!(object, one => client.update(&*one).await.map(drop)),
+            Action::Create(object) => {
+                with_object!(object, one => client.create(&*one).await.map(drop))
+            }
+            Action::Update(object) => {
+                with_object!(object, one => client.update(&*one).await.map(drop))
+            }
             Action::UpdateStatus(object) => {
                 with_object!(object, one => client.update_status(&*one).await.map(drop))
             }

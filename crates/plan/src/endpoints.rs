@@ -159,9 +159,10 @@ fn address(service: &Service, pod: &Pod) -> Option<EndpointAddress> {
         .is_some_and(|family| family == "IPv6");
     let ip = podfacts::addresses(pod).find(|address| address.contains(':') == six)?;
     let spec = pod.spec.as_ref()?;
-    let hostname = spec.hostname.clone().filter(|name| {
-        !name.is_empty() && spec.subdomain.as_deref() == Some(service.name())
-    });
+    let hostname = spec
+        .hostname
+        .clone()
+        .filter(|name| !name.is_empty() && spec.subdomain.as_deref() == Some(service.name()));
     Some(EndpointAddress {
         ip: ip.to_owned(),
         hostname,

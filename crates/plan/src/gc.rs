@@ -239,7 +239,10 @@ mod tests {
         assert_eq!(plan(&graph, "pod"), Plan::default());
         graph.remove("set");
         let plan_ = plan(&graph, "pod");
-        assert_eq!(plan_.absent, [(ObjectKind::ReplicaSet, Name::new("a", "set"), "set".to_owned())]);
+        assert_eq!(
+            plan_.absent,
+            [(ObjectKind::ReplicaSet, Name::new("a", "set"), "set".to_owned())]
+        );
         assert!(matches!(
             plan_.writes.actions.as_slice(),
             [Action::Delete { propagation: Some("Background"), .. }]
@@ -261,15 +264,9 @@ mod tests {
         set.finalizers = vec![FOREGROUND.into()];
         let mut graph = graph(&[set, item(ObjectKind::Pod, "pod", &["set"])]);
         assert_eq!(plan(&graph, "set"), Plan::default());
-        assert!(matches!(
-            plan(&graph, "pod").writes.actions.as_slice(),
-            [Action::Delete { .. }]
-        ));
+        assert!(matches!(plan(&graph, "pod").writes.actions.as_slice(), [Action::Delete { .. }]));
         graph.remove("pod");
-        assert!(matches!(
-            plan(&graph, "set").writes.actions.as_slice(),
-            [Action::Patch { .. }]
-        ));
+        assert!(matches!(plan(&graph, "set").writes.actions.as_slice(), [Action::Patch { .. }]));
     }
 
     #[test]

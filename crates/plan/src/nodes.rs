@@ -111,7 +111,8 @@ fn condition<'a>(node: &'a Node, type_: &str) -> Option<&'a NodeCondition> {
 /// Whether nothing was heard of the node for too long; plans again when it would be.
 fn silent(snapshot: &Snapshot, node: &Node, plan: &mut Plan) -> bool {
     let lease = snapshot.leases.get(&Name::new(LEASES, node.name()));
-    let renewed = lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref()).map(|time| time.0);
+    let renewed =
+        lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref()).map(|time| time.0);
     let beat = condition(node, "Ready").and_then(|ready| ready.last_heartbeat_time.as_ref());
     let heard = [renewed, beat.map(|time| time.0), Some(podfacts::created(node))];
     let heard = heard.into_iter().flatten().fold(snapshot.started, Timestamp::max);
@@ -166,9 +167,9 @@ fn taints(node: &Node, now: Timestamp) -> Vec<Taint> {
         Some("Unknown") => wanted.extend([(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]),
         _ => wanted.extend([(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")]),
     }
-    let pressed = PRESSURE.iter().filter(|(type_, _)| {
-        condition(node, type_).is_some_and(|one| one.status == "True")
-    });
+    let pressed = PRESSURE
+        .iter()
+        .filter(|(type_, _)| condition(node, type_).is_some_and(|one| one.status == "True"));
     wanted.extend(pressed.map(|(_, taint)| (*taint, "NoSchedule")));
     if spec.unschedulable == Some(true) {
         wanted.push(("node.kubernetes.io/unschedulable", "NoSchedule"));
@@ -179,7 +180,8 @@ fn taints(node: &Node, now: Timestamp) -> Vec<Taint> {
             || taint.key == "node.kubernetes.io/unschedulable"
             || PRESSURE.iter().any(|(_, key)| taint.key == *key)
     };
-    let is = |taint: &Taint, (key, effect): (&str, &str)| taint.key == key && taint.effect == effect;
+    let is =
+        |taint: &Taint, (key, effect): (&str, &str)| taint.key == key && taint.effect == effect;
     let keep = |taint: &&Taint| !ours(taint) || wanted.iter().any(|one| is(taint, *one));
     let mut taints: Vec<Taint> = present.iter().filter(keep).cloned().collect();
     for (key, effect) in wanted {
@@ -206,12 +208,15 @@ fn follow_pods(snapshot: &Snapshot, node: &Node, taints: &[Taint], plan: &mut Pl
     for pod in here.filter(|pod| !podfacts::is_terminal(pod)) {
         if unknown && podfacts::is_ready(pod) {
             let mut changed = Pod::clone(pod);
-            changed.status = Some(podfacts::with_condition(pod, PodCondition {
-                type_: "Ready".into(),
-                status: "False".into(),
-                last_transition_time: Some(Time(snapshot.now)),
-                ..PodCondition::default()
-            }));
+            changed.status = Some(podfacts::with_condition(
+                pod,
+                PodCondition {
+                    type_: "Ready".into(),
+                    status: "False".into(),
+                    last_transition_time: Some(Time(snapshot.now)),
+                    ..PodCondition::default()
+                },
+            ));
             plan.push(Action::UpdateStatus(changed.into()));
             plan.warn(reference(pod.as_ref()), "NodeNotReady", "Node is not ready".into());
         }
@@ -221,7 +226,8 @@ fn follow_pods(snapshot: &Snapshot, node: &Node, taints: &[Taint], plan: &mut Pl
         match eviction(pod, &execute, snapshot.now) {
             None => {}
             Some(wait) if wait.is_zero() => {
-                let message = format!("Marking for deletion Pod {}/{}", pod.namespace(), pod.name());
+                let message =
+                    format!("Marking for deletion Pod {}/{}", pod.namespace(), pod.name());
                 plan.event(reference(pod.as_ref()), "TaintManagerEviction", message);
                 plan.push(delete(pod.as_ref()));
             }
@@ -252,3 +258,6 @@ fn eviction(pod: &Pod, taints: &[&Taint], now: Timestamp) -> Option<Duration> {
     }
     soonest.map(|left| Duration::from_millis(u64::try_from(left).unwrap_or(0)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -123,7 +123,8 @@ mod tests {
             pod.metadata.name = Some(name.into());
             (pod.object_name(), Arc::new(pod))
         };
-        let pods: Objects<api::core::Pod> = [pod("a", "x"), pod("b", "x"), pod("b", "y"), pod("bb", "z")].into_iter().collect();
+        let pods: Objects<api::core::Pod> =
+            [pod("a", "x"), pod("b", "x"), pod("b", "y"), pod("bb", "z")].into_iter().collect();
         let names: Vec<_> = in_namespace(&pods, "b").map(|pod| pod.name().to_owned()).collect();
         assert_eq!(names, ["x", "y"]);
     }

@@ -116,7 +116,9 @@ impl<'a> Cluster<'a> {
         for pod in snapshot.pods.values().filter(|pod| !podfacts::is_terminal(pod)) {
             let bound = Some(podfacts::node_name(pod)).filter(|name| !name.is_empty());
             let name = bound.or_else(|| snapshot.assumed.get(pod.uid()).map(String::as_str));
-            if let Some(info) = name.and_then(|name| index.get(name)).and_then(|at| nodes.get_mut(*at)) {
+            if let Some(info) =
+                name.and_then(|name| index.get(name)).and_then(|at| nodes.get_mut(*at))
+            {
                 info.add(pod);
             }
         }

@@ -86,13 +86,12 @@ mod tests {
         };
         assert_eq!(plan(&snapshot, "a").actions.len(), 2);
         assert_eq!(plan(&snapshot, "b"), Plan::none());
-        let mut map = ConfigMap::default();
-        map.data = Some(BTreeMap::from([("ca.crt".into(), "other".into())]));
+        let data = Some(BTreeMap::from([("ca.crt".into(), "other".into())]));
+        let map = ConfigMap { data, ..ConfigMap::default() };
         snapshot.config_maps.insert(Name::new("a", ROOT_CA), Arc::new(map));
         snapshot.service_accounts.insert(Name::new("a", "default"), Arc::default());
         assert!(matches!(plan(&snapshot, "a").actions.as_slice(), [Action::Update(_)]));
-        namespace.metadata.deletion_timestamp =
-            Some(api::meta::Time(jiff::Timestamp::UNIX_EPOCH));
+        namespace.metadata.deletion_timestamp = Some(api::meta::Time(jiff::Timestamp::UNIX_EPOCH));
         snapshot.namespaces.insert(Name::cluster("a"), Arc::new(namespace));
         assert_eq!(plan(&snapshot, "a"), Plan::none());
     }

@@ -81,7 +81,8 @@ pub fn fits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let modes = volume_spec.access_modes.as_deref().unwrap_or(&[]);
     let request = spec.resources.as_ref().and_then(|one| one.requests.as_ref());
     let request = request.and_then(|one| one.get("storage")).map_or(0, milli);
-    let capacity = volume_spec.capacity.as_ref().and_then(|one| one.get("storage")).map_or(0, milli);
+    let capacity =
+        volume_spec.capacity.as_ref().and_then(|one| one.get("storage")).map_or(0, milli);
     let mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".into());
     volume_spec.storage_class_name.as_deref().unwrap_or("")
         == spec.storage_class_name.as_deref().unwrap_or("")
@@ -102,5 +103,7 @@ fn is_bound_to(reference: &ObjectReference, claim: &PersistentVolumeClaim) -> bo
 fn default_class(classes: &Objects<StorageClass>) -> Option<&Arc<StorageClass>> {
     const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
     let defaults = classes.values().filter(|one| annotation(one.as_ref(), DEFAULT) == Some("true"));
-    defaults.max_by_key(|one| (crate::podfacts::created(one.as_ref()), std::cmp::Reverse(one.object_name())))
+    defaults.max_by_key(|one| {
+        (crate::podfacts::created(one.as_ref()), std::cmp::Reverse(one.object_name()))
+    })
 }

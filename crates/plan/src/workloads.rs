@@ -98,9 +98,9 @@ pub fn content_hash(content: &impl Serialize, collisions: i32) -> String {
     if collisions > 0 {
         json.extend_from_slice(&collisions.to_le_bytes());
     }
-    let hash = json.iter().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash = json
+        .iter()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     let spell = |digit: u8| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()]);
     hash.to_string().bytes().map(spell).collect()
 }

@@ -137,10 +137,8 @@ impl World {
 
     fn replace(&mut self, object: &Object, status: bool) {
         let meta = object.meta();
-        let name = Name::new(
-            meta.namespace.as_deref().unwrap_or(""),
-            meta.name.as_deref().unwrap_or(""),
-        );
+        let name =
+            Name::new(meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""));
         let mut value = serde_json::to_value(object).expect("encodes");
         let old = self.objects[&(object.kind(), name.clone())].clone();
         let (asked, present) =
@@ -148,7 +146,7 @@ impl World {
         assert_eq!(asked, present, "conflict on {:?} {name}", object.kind());
         if status {
             let new = value["status"].take();
-            value = old.clone();
+            value.clone_from(&old);
             value["status"] = new;
         } else {
             value["status"] = old["status"].clone();

@@ -11,8 +11,8 @@ use api::{IntOrString, Kind, Name};
 use jiff::Timestamp;
 
 use super::{
-    CONTROLLER, Groups, HEADLESS, MANAGED_BY, SERVICE_NAME, Snapshot, hints, identity,
-    is_headless, selected,
+    CONTROLLER, Groups, HEADLESS, MANAGED_BY, SERVICE_NAME, Snapshot, hints, identity, is_headless,
+    selected,
 };
 use crate::objects::label;
 use crate::podfacts;
@@ -58,7 +58,8 @@ pub(super) fn template(service: &Service, family: &str) -> EndpointSlice {
 
 /// What tells port maps apart, whatever their order.
 pub(super) fn port_key(ports: Option<&[EndpointPort]>) -> String {
-    let mut ports: Vec<String> = ports.unwrap_or(&[]).iter().map(|port| format!("{port:?}")).collect();
+    let mut ports: Vec<String> =
+        ports.unwrap_or(&[]).iter().map(|port| format!("{port:?}")).collect();
     ports.sort();
     ports.concat()
 }
@@ -101,7 +102,8 @@ fn ports(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
         .filter_map(|port| {
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             let target = port.target_port.clone().unwrap_or(IntOrString::Int(port.port));
-            let target = if target == IntOrString::Int(0) { IntOrString::Int(port.port) } else { target };
+            let target =
+                if target == IntOrString::Int(0) { IntOrString::Int(port.port) } else { target };
             Some(EndpointPort {
                 name: Some(port.name.clone().unwrap_or_default()),
                 port: Some(podfacts::target_port(pod, &target, protocol)?),

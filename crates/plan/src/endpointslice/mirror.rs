@@ -120,7 +120,11 @@ fn ports(subset: &EndpointSubset) -> Vec<EndpointPort> {
 fn endpoint(address: &EndpointAddress, ready: bool) -> Endpoint {
     Endpoint {
         addresses: vec![address.ip.clone()],
-        conditions: Some(EndpointConditions { ready: Some(ready), serving: None, terminating: None }),
+        conditions: Some(EndpointConditions {
+            ready: Some(ready),
+            serving: None,
+            terminating: None,
+        }),
         hostname: address.hostname.clone(),
         node_name: address.node_name.clone(),
         target_ref: address.target_ref.clone(),

@@ -89,7 +89,10 @@ fn conditions_follow_the_pod() {
     assert_eq!(conditions(&world), (Some(true), Some(true), Some(false)));
     let endpoint = only(&world);
     assert_eq!((endpoint.zone.as_deref(), endpoint.node_name.as_deref()), (Some("z1"), Some("n1")));
-    assert_eq!(endpoint.hints.and_then(|one| one.for_zones).map(|one| one[0].name.clone()), Some("z1".into()));
+    assert_eq!(
+        endpoint.hints.and_then(|one| one.for_zones).map(|one| one[0].name.clone()),
+        Some("z1".into())
+    );
     assert_eq!(
         crate::objects::annotation(&slices(&world)[0], TRIGGER_TIME),
         Some("1970-01-01T00:16:41Z")

@@ -59,7 +59,8 @@ pub(super) fn names(snapshot: &Snapshot, owner: &Pod, term: &PodAffinityTerm, po
         by_selector || listed.iter().any(|one| one == pod.namespace())
     };
     let selector = term.label_selector.as_ref();
-    here && selector.is_some_and(|one| matches(&with_keys(one, term, owner), pod.meta().labels.as_ref()))
+    here && selector
+        .is_some_and(|one| matches(&with_keys(one, term, owner), pod.meta().labels.as_ref()))
 }
 
 /// The selector with `matchLabelKeys` and `mismatchLabelKeys` filled in from the owner's labels.
@@ -168,9 +169,11 @@ pub(super) fn preferences(cluster: &Cluster<'_>, pod: &Pod) -> Vec<i64> {
 fn preferred(pod: &Pod) -> impl Iterator<Item = (i64, &api::core::WeightedPodAffinityTerm)> {
     let affinity = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref());
     let with = affinity.and_then(|one| one.pod_affinity.as_ref());
-    let with = with.and_then(|one| one.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let with =
+        with.and_then(|one| one.preferred_during_scheduling_ignored_during_execution.as_ref());
     let apart = affinity.and_then(|one| one.pod_anti_affinity.as_ref());
-    let apart = apart.and_then(|one| one.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let apart =
+        apart.and_then(|one| one.preferred_during_scheduling_ignored_during_execution.as_ref());
     with.into_iter()
         .flatten()
         .map(|term| (1, term))

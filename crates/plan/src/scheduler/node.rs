@@ -26,7 +26,8 @@ pub(super) struct NodeInfo<'a> {
 
 /// CPU and memory of a pod for scoring.
 pub(super) fn weight(requests: &Amounts) -> (i128, i128) {
-    let of = |name: &str, assumed| requests.get(name).copied().filter(|one| *one > 0).unwrap_or(assumed);
+    let of =
+        |name: &str, assumed| requests.get(name).copied().filter(|one| *one > 0).unwrap_or(assumed);
     (of("cpu", CPU_ASSUMED), of("memory", MEMORY_ASSUMED))
 }
 

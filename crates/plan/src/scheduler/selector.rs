@@ -1,7 +1,9 @@
 //! Node selectors, taints and tolerations. Upstream counterpart: `k8s.io/component-helpers/scheduling/corev1`.
 
 use api::Kind;
-use api::core::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
+use api::core::{
+    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
+};
 
 /// Whether a node selector matches: one of its terms does.
 #[must_use]
@@ -15,7 +17,9 @@ pub(super) fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
     let fields = term.match_fields.as_deref().unwrap_or(&[]);
     let labels = node.metadata.labels.as_ref();
     (!rules.is_empty() || !fields.is_empty())
-        && rules.iter().all(|rule| holds(rule, labels.and_then(|all| all.get(&rule.key)).map(String::as_str)))
+        && rules
+            .iter()
+            .all(|rule| holds(rule, labels.and_then(|all| all.get(&rule.key)).map(String::as_str)))
         && fields.iter().all(|rule| rule.key == "metadata.name" && holds(rule, Some(node.name())))
 }
 

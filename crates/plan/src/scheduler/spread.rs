@@ -60,9 +60,8 @@ fn matching(info: &NodeInfo<'_>, pod: &Pod, selector: &LabelSelector) -> i64 {
 
 /// Whether the node takes part in a constraint's count.
 fn counts(constraint: &TopologySpreadConstraint, pod: &Pod, info: &NodeInfo<'_>) -> bool {
-    let honor = |policy: &Option<String>, default: &str| {
-        policy.as_deref().unwrap_or(default) == "Honor"
-    };
+    let honor =
+        |policy: &Option<String>, default: &str| policy.as_deref().unwrap_or(default) == "Honor";
     (!honor(&constraint.node_affinity_policy, "Honor") || pod_matches_node(pod, info.node))
         && (!honor(&constraint.node_taints_policy, "Ignore")
             || untolerated(pod, info.node).is_none())
@@ -86,7 +85,11 @@ impl Spread<'_> {
                 }
             }
             let wanted = usize::try_from(constraint.min_domains.unwrap_or(1)).unwrap_or(1);
-            let minimum = if domains.len() < wanted { 0 } else { domains.values().min().copied().unwrap_or(0) };
+            let minimum = if domains.len() < wanted {
+                0
+            } else {
+                domains.values().min().copied().unwrap_or(0)
+            };
             Constraint {
                 key: constraint.topology_key.clone(),
                 max_skew: i64::from(constraint.max_skew),
@@ -101,7 +104,8 @@ impl Spread<'_> {
     pub(super) fn check(&self, info: &NodeInfo<'_>) -> Result<(), Refusal> {
         for constraint in &self.constraints {
             let Some(value) = info.label(&constraint.key) else {
-                let reason = "node(s) didn't match pod topology spread constraints (missing required label)";
+                let reason =
+                    "node(s) didn't match pod topology spread constraints (missing required label)";
                 return Err(Refusal::for_good(reason));
             };
             let present = constraint.counts.get(value).copied().unwrap_or(0);
@@ -152,7 +156,8 @@ fn default_selector(cluster: &Cluster<'_>, pod: &Pod) -> Option<LabelSelector> {
     let snapshot = cluster.snapshot;
     let labels = pod.meta().labels.as_ref();
     let mut exact = BTreeMap::new();
-    for service in in_namespace(&snapshot.services, pod.namespace()).filter(|one| has_selector(one)) {
+    for service in in_namespace(&snapshot.services, pod.namespace()).filter(|one| has_selector(one))
+    {
         let selector = service.spec.as_ref().and_then(|spec| spec.selector.clone());
         exact.extend(selector.filter(|one| map_matches(one, labels)).into_iter().flatten());
     }
@@ -160,12 +165,14 @@ fn default_selector(cluster: &Cluster<'_>, pod: &Pod) -> Option<LabelSelector> {
     if let Some(owner) = pod.controller() {
         let name = Name::new(pod.namespace(), &owner.name);
         let own = match owner.kind.as_str() {
-            "ReplicaSet" => {
-                snapshot.replica_sets.get(&name).and_then(|set| Some(set.spec.as_ref()?.selector.clone()))
-            }
-            "StatefulSet" => {
-                snapshot.stateful_sets.get(&name).and_then(|set| Some(set.spec.as_ref()?.selector.clone()))
-            }
+            "ReplicaSet" => snapshot
+                .replica_sets
+                .get(&name)
+                .and_then(|set| Some(set.spec.as_ref()?.selector.clone())),
+            "StatefulSet" => snapshot
+                .stateful_sets
+                .get(&name)
+                .and_then(|set| Some(set.spec.as_ref()?.selector.clone())),
             _ => None,
         };
         if let Some(own) = own {

@@ -90,15 +90,17 @@ fn quantities_are_read_as_upstream() {
 fn nothing_fits_is_said_in_words() {
     let taint = json!({"spec": {"taints": [{"key": "a", "value": "b", "effect": "NoSchedule"}]}});
     assert_eq!(
-        refusal(json!({"containers": container("1500m")}), &[
-            json!({"status": {"allocatable": {"cpu": "1"}}}),
-            taint.clone(),
-            taint,
-        ]),
+        refusal(
+            json!({"containers": container("1500m")}),
+            &[json!({"status": {"allocatable": {"cpu": "1"}}}), taint.clone(), taint,]
+        ),
         "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint {a: b}. preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
     );
     assert_eq!(
-        refusal(json!({"nodeSelector": {"disk": "ssd"}}), &[json!({"spec": {"unschedulable": true}}), json!({})]),
+        refusal(
+            json!({"nodeSelector": {"disk": "ssd"}}),
+            &[json!({"spec": {"unschedulable": true}}), json!({})]
+        ),
         "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) were unschedulable. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
     );
     assert_eq!(refusal(json!({}), &[]), "no nodes available to schedule pods");
@@ -139,7 +141,8 @@ fn tolerations_affinity_ports_and_priority_are_honoured() {
             "nodeSelectorTerms": [{"matchExpressions": [{"key": "disk", "operator": "DoesNotExist"}]}]}}},
     });
     let tolerant = pod(&mut world, "tolerant", tolerant);
-    let ports = json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]});
+    let ports =
+        json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]});
     let low = pod(&mut world, "a-low", ports.clone());
     let high = pod(&mut world, "z-high", ports);
     world.edit(ObjectKind::Pod, &high, &json!({"spec": {"priority": 10}}));
@@ -164,10 +167,19 @@ fn replicas_spread_over_nodes_and_anti_affinity_keeps_them_apart() {
     used.sort();
     assert_eq!(used, ["n1", "n1", "n2", "n2", "n3", "n3"]);
     let term = json!([{"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "web"}}}]);
-    pod(&mut world, "alone", json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}}}));
+    pod(
+        &mut world,
+        "alone",
+        json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}}}),
+    );
     schedule(&mut world);
     let told = world.events.last().expect("told");
-    assert!(told.starts_with("0/3 nodes are available: 3 node(s) didn't match pod anti-affinity rules."), "{told}");
+    assert!(
+        told.starts_with(
+            "0/3 nodes are available: 3 node(s) didn't match pod anti-affinity rules."
+        ),
+        "{told}"
+    );
 }
 
 #[test]
@@ -201,7 +213,8 @@ fn a_claim_is_made_on_the_chosen_node_before_the_pod_is_bound() {
         "spec": {"storageClassName": "local", "accessModes": ["ReadWriteOnce"],
             "resources": {"requests": {"storage": "1Gi"}}},
     }));
-    let volumes = json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]});
+    let volumes =
+        json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]});
     let pod = pod(&mut world, "p", volumes);
     let settle = |world: &mut World| {
         for _ in 0..8 {
@@ -229,7 +242,8 @@ fn a_claim_is_made_on_the_chosen_node_before_the_pod_is_bound() {
     let bound = world.all::<PersistentVolumeClaim>()[&claim].clone();
     assert_eq!(bound.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Bound"));
     let volume = world.all::<PersistentVolume>().values().next().cloned().expect("made");
-    let path = volume.spec.as_ref().and_then(|spec| spec.local.as_ref()).map(|one| one.path.clone());
+    let path =
+        volume.spec.as_ref().and_then(|spec| spec.local.as_ref()).map(|one| one.path.clone());
     assert_eq!(path, Some(format!("/data/n1/{}", volume.name())));
     world.delete(ObjectKind::PersistentVolumeClaim, &claim);
     settle(&mut world);

@@ -60,10 +60,12 @@ impl Needs {
         claim: &PersistentVolumeClaim,
     ) -> Result<(), String> {
         let spec = claim.spec.clone().unwrap_or_default();
-        let bound = claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
+        let bound =
+            claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
         if let Some(volume) = spec.volume_name.as_ref().filter(|_| bound) {
             let Some(volume) = snapshot.volumes.get(&Name::cluster(volume)) else {
-                let reason = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
+                let reason =
+                    "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
                 return Err(reason.to_owned());
             };
             self.bound.extend(affinity(volume));

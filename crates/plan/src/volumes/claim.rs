@@ -84,8 +84,7 @@ fn bound(snapshot: &Snapshot, claim: &PersistentVolumeClaim, volume: &str, plan:
     let Some(volume) = snapshot.volumes.get(&Name::cluster(volume)) else {
         if annotation(claim, BIND_COMPLETED).is_some() && phase(claim) != "Lost" {
             set_phase(claim, "Lost", plan);
-            let message =
-                "Bound claim has lost its PersistentVolume. Data on the volume is lost!";
+            let message = "Bound claim has lost its PersistentVolume. Data on the volume is lost!";
             plan.warn(reference(claim), "ClaimLost", message.to_owned());
         } else {
             set_phase(claim, "Pending", plan);
@@ -147,7 +146,8 @@ fn unbound(snapshot: &Snapshot, claim: &PersistentVolumeClaim, plan: &mut Plan) 
         plan.push(Action::Update(changed.into()));
         return;
     }
-    let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref()).unwrap_or("");
+    let class =
+        claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref()).unwrap_or("");
     let class_object = snapshot.classes.get(&Name::cluster(class));
     let delayed = class_object.is_some_and(|class| waits_for_consumer(class));
     let node = annotation(claim, SELECTED_NODE);
@@ -181,7 +181,8 @@ fn unbound(snapshot: &Snapshot, claim: &PersistentVolumeClaim, plan: &mut Plan) 
             plan.event(reference(claim), "ExternalProvisioning", message);
         }
         None if class.is_empty() => {
-            let message = "no persistent volumes available for this claim and no storage class is set";
+            let message =
+                "no persistent volumes available for this claim and no storage class is set";
             plan.event(reference(claim), "FailedBinding", message.to_owned());
         }
         None => {
@@ -205,7 +206,8 @@ fn best_volume<'a>(
             _ => true,
         }
     };
-    let fitting = snapshot.volumes.values().filter(|volume| fits(volume, claim) && reachable(volume));
+    let fitting =
+        snapshot.volumes.values().filter(|volume| fits(volume, claim) && reachable(volume));
     fitting.min_by_key(|volume| {
         let spec = volume.spec.as_ref();
         let free = spec.is_some_and(|spec| spec.claim_ref.is_none());
@@ -241,7 +243,10 @@ fn provision(
     let volume = PersistentVolume {
         metadata: ObjectMeta {
             name: Some(name.clone()),
-            annotations: Some(BTreeMap::from([(PROVISIONED_BY.to_owned(), PROVISIONER.to_owned())])),
+            annotations: Some(BTreeMap::from([(
+                PROVISIONED_BY.to_owned(),
+                PROVISIONER.to_owned(),
+            )])),
             finalizers: Some(vec![VOLUME_PROTECTION.to_owned()]),
             ..ObjectMeta::default()
         },

@@ -105,7 +105,16 @@ impl<'a> Rollout<'a> {
         };
         let new = sets.iter().position(is_new).map(|index| sets.remove(index));
         let plan = Plan { actions, again: None };
-        Self { snapshot, deployment, new, old: sets, news: None, collided: false, annotate: None, plan }
+        Self {
+            snapshot,
+            deployment,
+            new,
+            old: sets,
+            news: None,
+            collided: false,
+            annotate: None,
+            plan,
+        }
     }
 
     fn step(&mut self) {
@@ -208,8 +217,7 @@ impl<'a> Rollout<'a> {
             let message = format!("Scaled up replica set {name} from 0 to {size}");
             self.plan.event(reference(self.deployment), "ScalingReplicaSet", message);
         }
-        self.news =
-            Some(("NewReplicaSetCreated", format!("Created new replica set \"{name}\"")));
+        self.news = Some(("NewReplicaSetCreated", format!("Created new replica set \"{name}\"")));
         self.write_revision(self.next_revision());
         self.new = Some(set);
         false

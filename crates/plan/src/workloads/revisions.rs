@@ -42,8 +42,11 @@ impl History {
     /// Deletions of the oldest revisions beyond `limit` that nothing uses.
     #[must_use]
     pub fn surplus(&self, limit: usize, used: impl Fn(&str) -> bool) -> Vec<Action> {
-        let idle: Vec<_> =
-            self.revisions.iter().filter(|one| !used(one.name()) && one.metadata.uid.is_some()).collect();
+        let idle: Vec<_> = self
+            .revisions
+            .iter()
+            .filter(|one| !used(one.name()) && one.metadata.uid.is_some())
+            .collect();
         let surplus = idle.len().saturating_sub(limit);
         idle.into_iter().take(surplus).map(delete).collect()
     }
@@ -75,10 +78,12 @@ pub fn history<O: Kind>(
 ) -> History {
     let mut revisions: Vec<ControllerRevision> =
         owned.iter().map(|one| ControllerRevision::clone(one)).collect();
-    revisions.sort_by_key(|one| (one.revision, crate::podfacts::created(one), one.name().to_owned()));
+    revisions
+        .sort_by_key(|one| (one.revision, crate::podfacts::created(one), one.name().to_owned()));
     let next = revisions.last().map_or(1, |last| last.revision + 1);
     let mut history = History { revisions, actions: Vec::new(), collided: false };
-    let same = history.revisions.iter().rposition(|one| template_of(one).as_ref() == Some(template));
+    let same =
+        history.revisions.iter().rposition(|one| template_of(one).as_ref() == Some(template));
     match same {
         Some(index) if index + 1 == history.revisions.len() => {}
         Some(index) => {

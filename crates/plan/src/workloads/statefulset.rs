@@ -257,7 +257,8 @@ impl Walk<'_> {
             for wanted in identity::claims(self.set, *ordinal) {
                 let Some(claim) = self.snapshot.claims.get(&wanted.object_name()) else { continue };
                 let condemned = !range.contains(ordinal);
-                let owners = identity::retention(self.set, claim, condemned.then_some(pod.as_ref()));
+                let owners =
+                    identity::retention(self.set, claim, condemned.then_some(pod.as_ref()));
                 if owners != claim.metadata.owner_references.clone().unwrap_or_default() {
                     let owners = serde_json::json!({ "ownerReferences": owners });
                     self.plan.push(crate::action::patch_meta(claim.as_ref(), owners));
@@ -330,3 +331,6 @@ impl Walk<'_> {
         self.plan.actions.extend(surplus);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,8 +55,7 @@ impl Rollout<'_> {
 
     fn set_available(&self, conditions: &mut Conditions, status: &DeploymentStatus) {
         let (_, max_unavailable) = self.fenceposts();
-        let enough =
-            status.available_replicas.unwrap_or(0) >= self.replicas() - max_unavailable;
+        let enough = status.available_replicas.unwrap_or(0) >= self.replicas() - max_unavailable;
         let (value, reason, message) = if enough {
             ("True", "MinimumReplicasAvailable", "Deployment has minimum availability.")
         } else {
@@ -85,7 +84,13 @@ impl Rollout<'_> {
         let current = conditions.iter().find(|one| one.type_ == "Progressing").cloned();
         let reason = current.as_ref().and_then(|one| one.reason.as_deref()).unwrap_or("");
         if paused {
-            self.set(conditions, "Progressing", "Unknown", "DeploymentPaused", "Deployment is paused");
+            self.set(
+                conditions,
+                "Progressing",
+                "Unknown",
+                "DeploymentPaused",
+                "Deployment is paused",
+            );
             return;
         }
         if reason == "DeploymentPaused" {
@@ -100,7 +105,8 @@ impl Rollout<'_> {
             let message = format!("Found new replica set \"{}\"", set.name());
             self.set(conditions, "Progressing", "True", "FoundNewReplicaSet", &message);
         }
-        let settled = status.replicas == status.updated_replicas && reason == "NewReplicaSetAvailable";
+        let settled =
+            status.replicas == status.updated_replicas && reason == "NewReplicaSetAvailable";
         if settled || self.deployment.is_deleting() {
             return;
         }
@@ -132,7 +138,9 @@ impl Rollout<'_> {
 
     /// Past the deadline: `ProgressDeadlineExceeded`. Before it: plan again then.
     fn watch_deadline(&mut self, conditions: &mut Conditions, deadline: i32, what: &str) {
-        let Some(current) = conditions.iter().find(|one| one.type_ == "Progressing") else { return };
+        let Some(current) = conditions.iter().find(|one| one.type_ == "Progressing") else {
+            return;
+        };
         let reason = current.reason.as_deref().unwrap_or("");
         if matches!(reason, "NewReplicaSetAvailable" | "ProgressDeadlineExceeded") {
             return;
@@ -166,7 +174,14 @@ impl Rollout<'_> {
     }
 
     /// Sets a condition; one of equal status and reason stays as it is.
-    fn set(&self, conditions: &mut Conditions, type_: &str, status: &str, reason: &str, message: &str) {
+    fn set(
+        &self,
+        conditions: &mut Conditions,
+        type_: &str,
+        status: &str,
+        reason: &str,
+        message: &str,
+    ) {
         let now = Some(Time(self.snapshot.now));
         let mut transition = now.clone();
         if let Some(old) = conditions.iter().find(|one| one.type_ == type_) {
@@ -191,7 +206,8 @@ impl Rollout<'_> {
 
 fn progressed(old: &DeploymentStatus, new: &DeploymentStatus) -> bool {
     let number = |count: Option<i32>| count.unwrap_or(0);
-    let left = |status: &DeploymentStatus| number(status.replicas) - number(status.updated_replicas);
+    let left =
+        |status: &DeploymentStatus| number(status.replicas) - number(status.updated_replicas);
     number(new.updated_replicas) > number(old.updated_replicas)
         || left(new) < left(old)
         || number(new.ready_replicas) > number(old.ready_replicas)

@@ -23,8 +23,7 @@ fn set(replicas: i32) -> (World, Name) {
 }
 
 fn step(world: &mut World, name: &Name) -> Plan {
-    let snapshot =
-        Snapshot { replica_sets: world.all(), pods: world.all(), now: world.time() };
+    let snapshot = Snapshot { replica_sets: world.all(), pods: world.all(), now: world.time() };
     let plan = plan(&snapshot, name);
     world.apply(plan.clone());
     plan
@@ -46,7 +45,8 @@ fn missing_pods_are_created_once() {
 #[test]
 fn matching_orphans_are_adopted_and_others_released() {
     let (mut world, name) = set(1);
-    world.add::<Pod>(json!({"metadata": {"name": "x", "namespace": "a", "labels": {"app": "web"}}}));
+    world
+        .add::<Pod>(json!({"metadata": {"name": "x", "namespace": "a", "labels": {"app": "web"}}}));
     step(&mut world, &name);
     let pods = world.all::<Pod>();
     assert_eq!(pods.len(), 1, "the orphan counts");
@@ -72,7 +72,8 @@ fn the_least_useful_pods_go_first() {
         world.now += 1;
         world.set_ready(pod, index > 1);
     }
-    let cheap = json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-1"}}});
+    let cheap =
+        json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-1"}}});
     world.edit(ObjectKind::Pod, &pods[3], &cheap);
     let mut gone = Vec::new();
     for replicas in [4, 3, 2] {
