@@ -9,6 +9,8 @@ mod elements;
 mod fold;
 mod ruleset;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use ipnet::IpNet;
 use net::nft::Family;

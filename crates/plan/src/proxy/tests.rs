@@ -1,0 +1,382 @@
+//! Golden cases, and the properties that tie the fold, the difference and the rules together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use api::Kind;
+use net::nft::{Elements, Family, Op, Outcome, Packet, Table, Transaction, render};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{FAMILIES, Fold, Settings, Snapshot, Stage};
+use crate::decide::{self, State, Verdict, decide};
+use crate::service::{NodeView, Protocol};
+
+fn settings() -> Settings {
+    Settings {
+        node: "n1".to_owned(),
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd96::/108".parse().unwrap()],
+        pod_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd44::/48".parse().unwrap()],
+        external_ips: false,
+    }
+}
+
+fn add(snapshot: &mut Snapshot, object: Value) {
+    match object["kind"].as_str() {
+        Some("Service") => {
+            let service: api::core::Service = serde_json::from_value(object).unwrap();
+            snapshot.services.insert(service.object_name(), Arc::new(service));
+        }
+        Some("EndpointSlice") => {
+            let slice: api::discovery::EndpointSlice = serde_json::from_value(object).unwrap();
+            snapshot.slices.insert(slice.object_name(), Arc::new(slice));
+        }
+        Some("Node") => snapshot.node = Some(Arc::new(serde_json::from_value(object).unwrap())),
+        other => panic!("{other:?} is of no kind that the proxy watches"),
+    }
+}
+
+#[test]
+fn cases_render_as_reviewed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/proxy");
+    for case in fs::read_dir(folder).unwrap() {
+        let case = case.unwrap().path();
+        let text = fs::read_to_string(case.join("objects.yaml")).unwrap();
+        let mut snapshot = Snapshot::default();
+        for document in text.split("\n---\n") {
+            add(&mut snapshot, serde_saphyr::from_str(document).unwrap());
+        }
+        let mut fold = Fold::new(settings());
+        fold.advance(&snapshot);
+        let rendered = FAMILIES.map(|family| render(&fold.table(family))).concat();
+        let expected = case.join("ruleset.nft");
+        if std::env::var_os("BLESS").is_some() {
+            fs::write(&expected, &rendered).unwrap();
+        }
+        let expected = fs::read_to_string(&expected).unwrap_or_default();
+        assert_eq!(rendered, expected, "{}; BLESS=1 rewrites", case.display());
+    }
+}
+
+/// A Service of the random world.
+#[derive(Clone, Debug)]
+struct Sketch {
+    kind: u8,
+    internal_local: bool,
+    external_local: bool,
+    affinity: bool,
+    range: bool,
+    node_local: bool,
+    v6: bool,
+    udp: bool,
+    /// Pod number, and condition: 0 ready, 1 draining, 2 not ready.
+    endpoints: BTreeMap<u8, u8>,
+    hints: bool,
+}
+
+fn sketch() -> impl Strategy<Value = Sketch> {
+    let flags = (any::<[bool; 5]>(), prop::bool::weighted(0.1), any::<bool>());
+    let endpoints = prop::collection::btree_map(0..6u8, 0..3u8, 0..5);
+    (0..3u8, flags, endpoints).prop_map(|(kind, (flags, node_local, hints), endpoints)| {
+        let [internal_local, external_local, affinity, range, both] = flags;
+        let (v6, udp) = (both && range, both);
+        Sketch {
+            kind,
+            internal_local,
+            external_local,
+            affinity,
+            range,
+            node_local,
+            v6,
+            udp,
+            endpoints,
+            hints,
+        }
+    })
+}
+
+fn pod_ip(pod: u8, v6: bool) -> String {
+    if v6 { format!("fd44::{}:{pod}", pod % 2 + 1) } else { format!("10.244.{}.{pod}", pod % 2) }
+}
+
+fn world(sketches: &BTreeMap<u8, Sketch>) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    add(
+        &mut snapshot,
+        json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": "n1", "labels": { "topology.kubernetes.io/zone": "z1" } },
+            "status": { "addresses": [{ "type": "InternalIP", "address": "198.18.0.1" }, { "type": "InternalIP", "address": "fd18::1" }] } }),
+    );
+    for (number, sketch) in sketches {
+        let ip = |family: bool| {
+            if family {
+                format!("fd96::{}", 10 + number)
+            } else {
+                format!("10.96.0.{}", 10 + number)
+            }
+        };
+        let kind = ["ClusterIP", "NodePort", "LoadBalancer"][usize::from(sketch.kind)];
+        let policy = |local: bool| if local { "Local" } else { "Cluster" };
+        let protocol = if sketch.udp { "UDP" } else { "TCP" };
+        let mut port = json!({ "name": "p", "port": 80, "protocol": protocol });
+        if sketch.kind > 0 {
+            port["nodePort"] = json!(30000 + u32::from(*number));
+        }
+        // Load balancer addresses are shared by pairs of Services: the first by name has them.
+        let ingress = if sketch.v6 {
+            format!("fd20::{}", number / 2)
+        } else {
+            format!("203.0.113.{}", number / 2)
+        };
+        let mut service = json!({
+            "kind": "Service", "apiVersion": "v1", "metadata": { "name": format!("s{number}"), "namespace": "default" },
+            "spec": { "type": kind, "clusterIP": ip(sketch.v6), "clusterIPs": [ip(sketch.v6)], "ports": [port],
+                "internalTrafficPolicy": policy(sketch.internal_local),
+                "externalTrafficPolicy": policy(sketch.external_local),
+                "sessionAffinity": if sketch.affinity { "ClientIP" } else { "None" } },
+            "status": { "loadBalancer": { "ingress": [{ "ip": ingress }] } },
+        });
+        if sketch.range {
+            service["spec"]["loadBalancerSourceRanges"] =
+                json!(["192.0.2.0/25", "10.244.0.0/24", "2001:db8::/33"]);
+        }
+        if sketch.node_local {
+            service["metadata"]["annotations"] = json!({ "rhumb.dev/node-local": "true" });
+        }
+        add(&mut snapshot, service);
+        add(&mut snapshot, slice(*number, sketch, protocol));
+    }
+    snapshot
+}
+
+fn slice(number: u8, sketch: &Sketch, protocol: &str) -> Value {
+    let endpoints = sketch.endpoints.iter().map(|(pod, condition)| {
+        let mut endpoint = json!({
+            "addresses": [pod_ip(*pod, sketch.v6)], "nodeName": format!("n{}", pod % 2),
+            "conditions": { "ready": *condition == 0, "serving": *condition < 2, "terminating": *condition == 1 },
+        });
+        if sketch.hints {
+            endpoint["hints"] = json!({ "forZones": [{ "name": format!("z{}", pod % 3) }] });
+        }
+        endpoint
+    });
+    json!({
+        "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+        "metadata": { "name": format!("s{number}-x"), "namespace": "default",
+            "labels": { "kubernetes.io/service-name": format!("s{number}") } },
+        "addressType": if sketch.v6 { "IPv6" } else { "IPv4" },
+        "ports": [{ "name": "p", "port": 8080, "protocol": protocol }],
+        "endpoints": endpoints.collect::<Vec<_>>(),
+    })
+}
+
+fn worlds() -> impl Strategy<Value = BTreeMap<u8, Sketch>> {
+    prop::collection::btree_map(0..5u8, sketch(), 0..5)
+}
+
+/// Commits a transaction to a table that stands for the kernel's, and is as strict.
+fn commit(table: &mut Table, transaction: Transaction) {
+    for op in transaction.ops {
+        match op {
+            Op::AddChain(name, hook) => {
+                let chain = net::nft::Chain { hook, rules: Vec::new() };
+                assert!(table.chains.insert(name, chain).is_none());
+            }
+            Op::AddRule(name, rule) => table.chains.get_mut(&name).unwrap().rules.push(rule),
+            Op::DeleteElements(set, keys) => {
+                let elements = table.elements.get_mut(&set).unwrap();
+                for key in keys {
+                    assert!(elements.remove(&key).is_some(), "{set} has no {key:?}");
+                }
+            }
+            Op::AddElements(set, new) => {
+                let elements = table.elements.get_mut(&set).unwrap();
+                for (key, value) in new {
+                    assert!(elements.insert(key.clone(), value).is_none(), "{set} has {key:?}");
+                }
+            }
+            other => panic!("{other:?} is no difference"),
+        }
+    }
+}
+
+fn outcomes(table: &Table, packet: &Packet) -> BTreeSet<(Option<SocketAddr>, &'static str)> {
+    (0..12)
+        .map(|random| {
+            let traced = table.trace("prerouting", packet, random, BTreeMap::new());
+            match traced.outcome {
+                Outcome::Dnat(address, port) => {
+                    let after =
+                        Packet { destination: address, port, mark: traced.mark, ..packet.clone() };
+                    let after = table.trace("postrouting", &after, 0, BTreeMap::new());
+                    let word =
+                        if after.outcome == Outcome::Masquerade { "masquerade" } else { "plain" };
+                    assert_eq!(after.mark & super::MARK, 0, "the mark leaves the node");
+                    (Some(SocketAddr::new(address, port)), word)
+                }
+                Outcome::Reject => (None, "reject"),
+                Outcome::Drop => (None, "drop"),
+                Outcome::Accept | Outcome::Masquerade => (None, "pass"),
+            }
+        })
+        .collect()
+}
+
+fn packets(sketches: &BTreeMap<u8, Sketch>) -> Vec<(decide::Packet, Family)> {
+    let mut packets = Vec::new();
+    for v6 in [false, true] {
+        let sources: &[(&str, bool)] = if v6 {
+            &[
+                ("fd44::1:c8", false),
+                ("fd44::2:1", false),
+                ("fd18::1", true),
+                ("2001:db8::9", false),
+                ("2001:db8:8000::9", false),
+            ]
+        } else {
+            &[
+                ("10.244.0.200", false),
+                ("10.244.1.1", false),
+                ("198.18.0.1", true),
+                ("192.0.2.9", false),
+                ("192.0.2.200", false),
+            ]
+        };
+        let mut targets: Vec<SocketAddr> = Vec::new();
+        for number in sketches.keys().copied().chain([99]) {
+            let address = |v4: String, v6_text: String| -> IpAddr {
+                if v6 { v6_text } else { v4 }.parse().unwrap()
+            };
+            let cluster = address(
+                format!("10.96.0.{}", 10 + number),
+                format!("fd96::{}", 10 + u16::from(number)),
+            );
+            let balancer =
+                address(format!("203.0.113.{}", number / 2), format!("fd20::{}", number / 2));
+            let node = address("198.18.0.1".to_owned(), "fd18::1".to_owned());
+            targets.extend([(cluster, 80), (cluster, 81), (balancer, 80)].map(SocketAddr::from));
+            targets.push(SocketAddr::new(node, 30000 + u16::from(number)));
+        }
+        for (source, from_node) in sources {
+            for destination in &targets {
+                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                    let source = source.parse().unwrap();
+                    let packet = decide::Packet {
+                        source,
+                        from_node: *from_node,
+                        destination: *destination,
+                        protocol,
+                    };
+                    packets.push((packet, Family::of(&source)));
+                }
+            }
+        }
+    }
+    packets
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_rules_do_what_decide_says(sketches in worlds()) {
+        let snapshot = world(&sketches);
+        let mut fold = Fold::new(settings());
+        fold.advance(&snapshot);
+        let tables = FAMILIES.map(|family| fold.table(family));
+        let node = NodeView::of("n1", snapshot.node.as_deref());
+        let settings = settings();
+        let state = State { services: &snapshot.services, slices: &snapshot.slices, node: &node, settings: &settings };
+        for (packet, family) in packets(&sketches) {
+            let expected = match decide(&packet, &state).verdict {
+                Verdict::Pass => [(None, "pass")].into(),
+                Verdict::Reject => [(None, "reject")].into(),
+                Verdict::Drop => [(None, "drop")].into(),
+                Verdict::Forward(endpoints) => endpoints
+                    .into_iter()
+                    .map(|(endpoint, masquerade)| (Some(endpoint), if masquerade { "masquerade" } else { "plain" }))
+                    .collect::<BTreeSet<_>>(),
+            };
+            let traced = Packet {
+                source: packet.source,
+                destination: packet.destination.ip(),
+                proto: packet.protocol.number(),
+                port: packet.destination.port(),
+                source_is_local: packet.from_node,
+                mark: 0,
+            };
+            let table = tables.iter().find(|table| table.family == family).unwrap();
+            prop_assert_eq!(outcomes(table, &traced), expected, "{:?}", packet);
+        }
+    }
+
+    #[test]
+    fn differences_lead_to_the_table_of_a_fresh_plan(history in prop::collection::vec(worlds(), 1..6), sweeps in any::<[bool; 6]>()) {
+        let mut fold = Fold::new(settings());
+        let mut kernel = FAMILIES.map(|family| fold.table(family));
+        let mut stages: [Stage; 2] = Default::default();
+        for (sketches, sweep) in history.iter().zip(sweeps) {
+            let change = fold.advance(&world(sketches));
+            for (family, change) in change.families {
+                let at = usize::from(family == Family::Ip6);
+                let transaction = stages[at].change(family, change);
+                commit(&mut kernel[at], transaction);
+            }
+            for (at, family) in FAMILIES.into_iter().enumerate().filter(|_| sweep) {
+                let transaction = stages[at].sweep(family);
+                commit(&mut kernel[at], transaction);
+            }
+        }
+        let mut fresh = Fold::new(settings());
+        fresh.advance(&world(history.last().unwrap()));
+        for (at, family) in FAMILIES.into_iter().enumerate() {
+            commit(&mut kernel[at], stages[at].sweep(family));
+            let expected = fresh.table(family);
+            prop_assert_eq!(&kernel[at].elements, &expected.elements);
+            let missing: Vec<_> = expected.chains.iter().filter(|(name, chain)| kernel[at].chains.get(*name) != Some(chain)).collect();
+            prop_assert!(missing.is_empty(), "{:?}", missing);
+        }
+    }
+}
+
+#[test]
+fn affinity_leads_back_only_to_usable_endpoints() {
+    let mut sketches: BTreeMap<u8, Sketch> = BTreeMap::new();
+    let sketch = Sketch {
+        kind: 1,
+        internal_local: false,
+        external_local: false,
+        affinity: true,
+        range: false,
+        node_local: false,
+        v6: false,
+        udp: false,
+        endpoints: [(0, 0), (1, 0), (2, 0)].into(),
+        hints: false,
+    };
+    sketches.insert(0, sketch);
+    let mut fold = Fold::new(settings());
+    fold.advance(&world(&sketches));
+    let mut packet = Packet {
+        source: "192.0.2.9".parse().unwrap(),
+        destination: "10.96.0.10".parse().unwrap(),
+        proto: 6,
+        port: 80,
+        source_is_local: false,
+        mark: 0,
+    };
+    let first = fold.table(Family::Ip).trace("prerouting", &packet, 1, BTreeMap::new());
+    let again = fold.table(Family::Ip).trace("prerouting", &packet, 2, first.learned.clone());
+    assert_eq!(again.outcome, first.outcome);
+    (packet.destination, packet.port) = ("198.18.0.1".parse().unwrap(), 30000);
+    let again = fold.table(Family::Ip).trace("prerouting", &packet, 2, first.learned.clone());
+    assert_eq!(again.outcome, first.outcome, "one affinity for all frontends");
+    sketches.get_mut(&0).unwrap().endpoints.remove(&2);
+    fold.advance(&world(&sketches));
+    let moved = fold.table(Family::Ip).trace("prerouting", &packet, 1, first.learned);
+    assert_ne!(moved.outcome, first.outcome);
+    let kept: Vec<&Elements> = moved.learned.values().collect();
+    assert_eq!(kept[0].len(), 1, "the old memory is replaced");
+}
