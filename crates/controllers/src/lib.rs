@@ -9,10 +9,12 @@ use client::Client;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod gc;
+mod job;
 pub mod loadbalancer;
 mod namespaces;
 mod nodes;
@@ -91,6 +93,8 @@ pub fn spawn(
         tokio::spawn(endpoints::start(context.clone())),
         tokio::spawn(scheduler::start(context.clone())),
         tokio::spawn(statefulset::start(context.clone())),
+        tokio::spawn(daemonset::start(context.clone())),
+        tokio::spawn(job::start(context.clone())),
         tokio::spawn(serviceaccounts::start(context.clone())),
         tokio::spawn(namespaces::start(context.clone())),
         tokio::spawn(nodes::start(context.clone())),

@@ -31,6 +31,12 @@ mod volumes;
 pub use resources::milli;
 pub use selector::{node_matches, tolerates};
 
+/// Whether the pod's node selector and required node affinity allow the node.
+#[must_use]
+pub fn accepts(node: &Node, pod: &Pod) -> bool {
+    selector::pod_matches_node(pod, node)
+}
+
 /// Pods bound in one plan; the rest comes with the next, from a newer snapshot.
 const BATCH_MAX: usize = 128;
 /// The name of this scheduler in `spec.schedulerName`.

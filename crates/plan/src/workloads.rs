@@ -15,7 +15,9 @@ use crate::action::{Action, Known, patch_meta};
 use crate::objects::{Labels, annotation, is_controlled_by, matches};
 use crate::podfacts;
 
+pub mod daemonset;
 pub mod deployment;
+pub mod job;
 pub mod replicaset;
 pub mod revisions;
 pub mod statefulset;
