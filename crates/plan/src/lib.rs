@@ -1,5 +1,6 @@
 //! Every decision of every component: pure functions from a snapshot to a plan.
 pub mod action;
+pub mod alloc;
 pub mod objects;
 pub mod pods;
 pub mod podfacts;
