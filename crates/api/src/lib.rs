@@ -4,6 +4,9 @@
 //! `pkg/apis/*` of kubernetes/kubernetes. This is the only crate that names `k8s_openapi`; everybody else reaches the
 //! types through the modules below.
 
+pub mod defaults;
+mod qos;
+pub mod quantity;
 pub mod apply;
 pub mod field;
 mod kind;

@@ -3,6 +3,8 @@
 //! Upstream counterpart: `pkg/registry/*/strategy.go` and `pkg/printers/internalversion`. Rules are plain functions over
 //! JSON values, so that the API server is written once for all rows.
 
+pub mod fields;
+pub mod prepare;
 pub mod rows;
 pub mod rules;
 

@@ -33,7 +33,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::CONFIG_MAP,
     },
     Resource {
         group: "",
@@ -46,7 +46,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::ENDPOINTS,
     },
     Resource {
         group: "",
@@ -59,7 +59,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::EVENT,
     },
     Resource {
         group: "",
@@ -72,7 +72,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::LIMIT_RANGE,
     },
     Resource {
         group: "",
@@ -85,7 +85,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Cluster,
         subresources: &[Subresource::Status, Subresource::Finalize],
         verbs: NO_COLLECTION,
-        rules: rules::GENERIC,
+        rules: rules::NAMESPACE,
     },
     Resource {
         group: "",
@@ -98,7 +98,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Cluster,
         subresources: &[Subresource::Status, Subresource::Proxy],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::NODE,
     },
     Resource {
         group: "",
@@ -111,7 +111,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::PERSISTENT_VOLUME_CLAIM,
     },
     Resource {
         group: "",
@@ -124,7 +124,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Cluster,
         subresources: &[Subresource::Status],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::PERSISTENT_VOLUME,
     },
     Resource {
         group: "",
@@ -137,7 +137,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status, Subresource::Log, Subresource::Exec, Subresource::Attach, Subresource::PortForward, Subresource::Proxy, Subresource::Binding, Subresource::Eviction],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::POD,
     },
     Resource {
         group: "",
@@ -150,7 +150,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::POD_TEMPLATE,
     },
     Resource {
         group: "",
@@ -163,7 +163,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status, Subresource::Scale],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::REPLICATION_CONTROLLER,
     },
     Resource {
         group: "",
@@ -176,7 +176,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::RESOURCE_QUOTA,
     },
     Resource {
         group: "",
@@ -189,7 +189,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::SECRET,
     },
     Resource {
         group: "",
@@ -202,7 +202,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Token],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::SERVICE_ACCOUNT,
     },
     Resource {
         group: "",
@@ -215,7 +215,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status, Subresource::Proxy],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::SERVICE,
     },
     Resource {
         group: "apps",
@@ -228,7 +228,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::CONTROLLER_REVISION,
     },
     Resource {
         group: "apps",
@@ -241,7 +241,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::DAEMON_SET,
     },
     Resource {
         group: "apps",
@@ -254,7 +254,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status, Subresource::Scale],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::DEPLOYMENT,
     },
     Resource {
         group: "apps",
@@ -267,7 +267,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status, Subresource::Scale],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::REPLICA_SET,
     },
     Resource {
         group: "apps",
@@ -280,7 +280,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status, Subresource::Scale],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::STATEFUL_SET,
     },
     Resource {
         group: "authentication.k8s.io",
@@ -371,7 +371,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::CRON_JOB,
     },
     Resource {
         group: "batch",
@@ -384,7 +384,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::JOB,
     },
     Resource {
         group: "coordination.k8s.io",
@@ -397,7 +397,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::LEASE,
     },
     Resource {
         group: "discovery.k8s.io",
@@ -410,7 +410,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::ENDPOINT_SLICE,
     },
     Resource {
         group: "events.k8s.io",
@@ -423,7 +423,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::EVENT,
     },
     Resource {
         group: "networking.k8s.io",
@@ -436,7 +436,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Cluster,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::INGRESS_CLASS,
     },
     Resource {
         group: "networking.k8s.io",
@@ -449,7 +449,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::INGRESS,
     },
     Resource {
         group: "networking.k8s.io",
@@ -462,7 +462,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Cluster,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::IP_ADDRESS,
     },
     Resource {
         group: "networking.k8s.io",
@@ -475,7 +475,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::NETWORK_POLICY,
     },
     Resource {
         group: "networking.k8s.io",
@@ -488,7 +488,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Cluster,
         subresources: &[Subresource::Status],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::SERVICE_CIDR,
     },
     Resource {
         group: "policy",
@@ -501,7 +501,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[Subresource::Status],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::POD_DISRUPTION_BUDGET,
     },
     Resource {
         group: "rbac.authorization.k8s.io",
@@ -514,7 +514,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Cluster,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::CLUSTER_ROLE_BINDING,
     },
     Resource {
         group: "rbac.authorization.k8s.io",
@@ -527,7 +527,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Cluster,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::CLUSTER_ROLE,
     },
     Resource {
         group: "rbac.authorization.k8s.io",
@@ -540,7 +540,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::ROLE_BINDING,
     },
     Resource {
         group: "rbac.authorization.k8s.io",
@@ -553,7 +553,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Namespaced,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::ROLE,
     },
     Resource {
         group: "scheduling.k8s.io",
@@ -566,7 +566,7 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Cluster,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::PRIORITY_CLASS,
     },
     Resource {
         group: "storage.k8s.io",
@@ -579,6 +579,6 @@ pub static RESOURCES: &[Resource] = &[
         scope: ResourceScope::Cluster,
         subresources: &[],
         verbs: ALL,
-        rules: rules::GENERIC,
+        rules: rules::STORAGE_CLASS,
     },
 ];

@@ -1,8 +1,7 @@
 //! The rules that all kinds share; a kind's own replace them field by field.
 
-use serde_json::{Value, json};
-
-use super::{Column, Rules};
+use super::{Column, Rules, fields, prepare};
+use crate::defaults;
 
 /// The columns of kinds without columns of their own.
 pub const NAME_AGE: &[Column] = &[
@@ -13,9 +12,9 @@ pub const NAME_AGE: &[Column] = &[
 /// A kind without rules of its own: any content, with spec and status told apart.
 pub const GENERIC: Rules = Rules {
     default: |_| {},
-    prepare_create,
-    prepare_update,
-    prepare_status,
+    prepare_create: prepare::create,
+    prepare_update: prepare::update,
+    prepare_status: prepare::status,
     validate_create: |_| Vec::new(),
     validate_update: |_, _| Vec::new(),
     validate_status: |_, _| Vec::new(),
@@ -25,50 +24,220 @@ pub const GENERIC: Rules = Rules {
     row: |object, _| vec![object["metadata"]["name"].clone(), object["metadata"]["creationTimestamp"].clone()],
 };
 
-/// A new object has no status yet, and generation 1 if it has a spec.
-fn prepare_create(object: &mut Value) {
-    if let Some(fields) = object.as_object_mut() {
-        fields.remove("status");
-    }
-    if object.get("spec").is_some() {
-        object["metadata"]["generation"] = 1.into();
-    }
-}
+/// `pods`.
+pub const POD: Rules = Rules {
+    default: defaults::pod::pod,
+    prepare_create: prepare::pod_create,
+    prepare_update: prepare::pod_update,
+    fields: fields::pod,
+    ..GENERIC
+};
 
-/// The status stays, and the generation counts changes of the spec.
-fn prepare_update(new: &mut Value, old: &Value) {
-    keep(new, old, "status");
-    let Some(generation) = old["metadata"]["generation"].as_i64() else { return };
-    let changed = new.get("spec") != old.get("spec");
-    new["metadata"]["generation"] = json!(generation + i64::from(changed));
-}
+/// `services`.
+pub const SERVICE: Rules = Rules {
+    default: defaults::core::service,
+    prepare_create: prepare::service_create,
+    prepare_update: prepare::service_update,
+    fields: fields::service,
+    ..GENERIC
+};
 
-/// Only the status changes.
-fn prepare_status(new: &mut Value, old: &Value) {
-    let status = new.get("status").cloned();
-    let version = new["metadata"].get("resourceVersion").cloned();
-    let managed = new["metadata"].get("managedFields").cloned();
-    *new = old.clone();
-    match status {
-        Some(status) => new["status"] = status,
-        None => {
-            if let Some(fields) = new.as_object_mut() {
-                fields.remove("status");
-            }
-        }
-    }
-    for (key, value) in [("resourceVersion", version), ("managedFields", managed)] {
-        if let Some(value) = value {
-            new["metadata"][key] = value;
-        }
-    }
-}
+/// `nodes`.
+pub const NODE: Rules = Rules {
+    default: defaults::core::node,
+    fields: fields::node,
+    ..GENERIC
+};
 
-fn keep(new: &mut Value, old: &Value, field: &str) {
-    match (old.get(field), new.as_object_mut()) {
-        (Some(value), Some(fields)) => drop(fields.insert(field.to_owned(), value.clone())),
-        (None, Some(fields)) => drop(fields.remove(field)),
-        _ => {}
-    }
-}
+/// `namespaces`.
+pub const NAMESPACE: Rules = Rules {
+    default: defaults::core::namespace,
+    prepare_create: prepare::namespace_create,
+    prepare_update: prepare::namespace_update,
+    fields: fields::namespace,
+    ..GENERIC
+};
 
+/// `events`.
+pub const EVENT: Rules = Rules {
+    fields: fields::event,
+    ..GENERIC
+};
+
+/// `secrets`.
+pub const SECRET: Rules = Rules {
+    default: defaults::core::secret,
+    fields: fields::secret,
+    ..GENERIC
+};
+
+/// `configmaps`.
+pub const CONFIG_MAP: Rules = Rules {
+    ..GENERIC
+};
+
+/// `serviceaccounts`.
+pub const SERVICE_ACCOUNT: Rules = Rules {
+    ..GENERIC
+};
+
+/// `endpoints`.
+pub const ENDPOINTS: Rules = Rules {
+    default: defaults::core::endpoints,
+    ..GENERIC
+};
+
+/// `persistentvolumes`.
+pub const PERSISTENT_VOLUME: Rules = Rules {
+    default: defaults::core::persistent_volume,
+    ..GENERIC
+};
+
+/// `persistentvolumeclaims`.
+pub const PERSISTENT_VOLUME_CLAIM: Rules = Rules {
+    default: defaults::core::persistent_volume_claim,
+    ..GENERIC
+};
+
+/// `replicationcontrollers`.
+pub const REPLICATION_CONTROLLER: Rules = Rules {
+    default: defaults::workloads::replication_controller,
+    fields: fields::replicas,
+    ..GENERIC
+};
+
+/// `resourcequotas`.
+pub const RESOURCE_QUOTA: Rules = Rules {
+    ..GENERIC
+};
+
+/// `limitranges`.
+pub const LIMIT_RANGE: Rules = Rules {
+    default: defaults::core::limit_range,
+    ..GENERIC
+};
+
+/// `podtemplates`.
+pub const POD_TEMPLATE: Rules = Rules {
+    default: defaults::workloads::pod_template,
+    ..GENERIC
+};
+
+/// `deployments`.
+pub const DEPLOYMENT: Rules = Rules {
+    default: defaults::workloads::deployment,
+    ..GENERIC
+};
+
+/// `replicasets`.
+pub const REPLICA_SET: Rules = Rules {
+    default: defaults::workloads::replica_set,
+    fields: fields::replicas,
+    ..GENERIC
+};
+
+/// `statefulsets`.
+pub const STATEFUL_SET: Rules = Rules {
+    default: defaults::workloads::stateful_set,
+    ..GENERIC
+};
+
+/// `daemonsets`.
+pub const DAEMON_SET: Rules = Rules {
+    default: defaults::workloads::daemon_set,
+    ..GENERIC
+};
+
+/// `controllerrevisions`.
+pub const CONTROLLER_REVISION: Rules = Rules {
+    ..GENERIC
+};
+
+/// `jobs`.
+pub const JOB: Rules = Rules {
+    default: defaults::workloads::job,
+    fields: fields::job,
+    ..GENERIC
+};
+
+/// `cronjobs`.
+pub const CRON_JOB: Rules = Rules {
+    default: defaults::workloads::cron_job,
+    ..GENERIC
+};
+
+/// `endpointslices`.
+pub const ENDPOINT_SLICE: Rules = Rules {
+    default: defaults::core::endpoint_slice,
+    ..GENERIC
+};
+
+/// `leases`.
+pub const LEASE: Rules = Rules {
+    ..GENERIC
+};
+
+/// `ingresses`.
+pub const INGRESS: Rules = Rules {
+    ..GENERIC
+};
+
+/// `ingressclasses`.
+pub const INGRESS_CLASS: Rules = Rules {
+    ..GENERIC
+};
+
+/// `networkpolicies`.
+pub const NETWORK_POLICY: Rules = Rules {
+    default: defaults::core::network_policy,
+    ..GENERIC
+};
+
+/// `servicecidrs`.
+pub const SERVICE_CIDR: Rules = Rules {
+    ..GENERIC
+};
+
+/// `ipaddresses`.
+pub const IP_ADDRESS: Rules = Rules {
+    ..GENERIC
+};
+
+/// `roles`.
+pub const ROLE: Rules = Rules {
+    ..GENERIC
+};
+
+/// `rolebindings`.
+pub const ROLE_BINDING: Rules = Rules {
+    default: defaults::core::role_binding,
+    ..GENERIC
+};
+
+/// `clusterroles`.
+pub const CLUSTER_ROLE: Rules = Rules {
+    ..GENERIC
+};
+
+/// `clusterrolebindings`.
+pub const CLUSTER_ROLE_BINDING: Rules = Rules {
+    default: defaults::core::role_binding,
+    ..GENERIC
+};
+
+/// `storageclasses`.
+pub const STORAGE_CLASS: Rules = Rules {
+    default: defaults::core::storage_class,
+    ..GENERIC
+};
+
+/// `poddisruptionbudgets`.
+pub const POD_DISRUPTION_BUDGET: Rules = Rules {
+    ..GENERIC
+};
+
+/// `priorityclasses`.
+pub const PRIORITY_CLASS: Rules = Rules {
+    default: defaults::core::priority_class,
+    ..GENERIC
+};

@@ -1,0 +1,19 @@
+//! What is set when a client leaves it out. Upstream: `pkg/apis/*/v1/defaults.go`.
+
+pub mod core;
+pub mod pod;
+pub mod workloads;
+
+use serde_json::Value;
+
+/// Sets a field that is absent or null.
+fn set(object: &mut Value, field: &str, value: impl Into<Value>) {
+    if object.get(field).is_none_or(Value::is_null) {
+        object[field] = value.into();
+    }
+}
+
+/// The members of a list that may be absent.
+fn each<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
+    object.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten()
+}
