@@ -140,21 +140,17 @@ impl World {
         let name =
             Name::new(meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""));
         let mut value = serde_json::to_value(object).expect("encodes");
-        let old = self.objects[&(object.kind(), name.clone())].clone();
-        let (asked, present) =
-            (&value["metadata"]["resourceVersion"], &old["metadata"]["resourceVersion"]);
-        assert_eq!(asked, present, "conflict on {:?} {name}", object.kind());
-        if status {
-            let new = value["status"].take();
-            value.clone_from(&old);
-            value["status"] = new;
-        } else {
-            value["status"] = old["status"].clone();
-        }
-        self.objects.insert((object.kind(), name.clone()), old);
         let slot = self.objects.get_mut(&(object.kind(), name.clone())).expect("exists");
+        let (asked, present) =
+            (&value["metadata"]["resourceVersion"], &slot["metadata"]["resourceVersion"]);
+        assert_eq!(asked, present, "conflict on {:?} {name}", object.kind());
         let spec = slot["spec"].clone();
-        *slot = value;
+        if status {
+            slot["status"] = value["status"].take();
+        } else {
+            value["status"] = slot["status"].take();
+            *slot = value;
+        }
         self.revision += 1;
         slot["metadata"]["resourceVersion"] = self.revision.to_string().into();
         if slot["spec"] != spec {
