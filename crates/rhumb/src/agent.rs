@@ -79,7 +79,6 @@ async fn serve(args: Agent) -> Result<()> {
 
     let handle = KubeletHandle::new();
     let runtime = open_runtime(&args, &name).await?;
-    start_streams(&args, &handle, &runtime, &shutdown).await?;
     let options = kubelet_options(&args, (name, ip), network, runtime, handle);
     let kubelet = tokio::spawn(kubelet::run(options, client, shutdown.clone()));
     terminated().await?;
@@ -157,7 +156,7 @@ pub(crate) fn remove_pods(node_dir: &Path, images_dir: &Path) -> Result<()> {
         let images = ImageStore::open(images_dir, BTreeMap::new())?;
         let runtime = Runtime::open(runtime_options(node_dir, images, name)).await?;
         for pod in runtime.pods() {
-            runtime.remove_pod(&pod.uid).await?;
+            runtime.remove_pod(&pod.sandbox.uid).await?;
         }
         Ok(())
     })
@@ -177,17 +176,6 @@ fn start_proxy(args: &Agent, client: &Client, name: &str, shutdown: &Cancellatio
             tracing::error!(component = "kube-proxy", error, "the proxy cannot start");
         }
     });
-}
-
-/// Logs, exec and port-forward, for the API server alone.
-async fn start_streams(args: &Agent, handle: &KubeletHandle, runtime: &Runtime, shutdown: &CancellationToken) -> Result<()> {
-    let Some(tls) = crate::tls::kubelet(args)? else {
-        tracing::warn!(component = "kubelet", "no --tls-cert-file is given: logs, exec and port-forward are off");
-        return Ok(());
-    };
-    let address = SocketAddr::from(([0, 0, 0, 0], kubelet::PORT));
-    let options = node::stream::Options { address, handle: handle.clone(), runtime: runtime.clone(), tls };
-    Ok(node::stream::start(options, shutdown.clone()).await?)
 }
 
 fn kubelet_options(

@@ -14,7 +14,6 @@ mod server;
 mod status;
 mod supervise;
 mod telemetry;
-mod tls;
 mod up;
 
 use std::process::ExitCode;

@@ -65,7 +65,7 @@ async fn serve(args: Server) -> Result<()> {
     }
     let address = SocketAddr::from(([0, 0, 0, 0], args.api_port));
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-    let server = ApiServer::open(config, &pki).await?;
+    let server = ApiServer::open(config).await?;
     let shutdown = CancellationToken::new();
     let tls = pki.server_tls()?;
     let listening = Arc::clone(&server);
