@@ -229,7 +229,7 @@ fn decode_element(attributes: Attributes<'_>) -> Option<(Key, Value)> {
     let first = attributes.nested(element::KEY)?.find(wire::DATA_VALUE)?;
     let last = attributes.nested(element::KEY_END).and_then(|end| end.find(wire::DATA_VALUE));
     let key = match last {
-        Some(last) => Key { bytes: [first, last].concat().into(), range: true },
+        Some(last) => Key { bytes: [first, last].concat().as_slice().into(), range: true },
         None => Key::exact(first),
     };
     let value = match attributes.nested(element::DATA) {

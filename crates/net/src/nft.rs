@@ -3,6 +3,7 @@
 //! Upstream counterpart: knftables' objects. Nothing here talks to a kernel: `kernel::nftables` commits a
 //! [`Transaction`], [`render`] shows a [`Table`] to people, [`Table::trace`] runs a packet through it.
 
+mod blob;
 mod delta;
 mod render;
 mod trace;
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use blob::Blob;
 pub use delta::{SetChange, replace_elements};
 pub use render::render;
 pub use trace::{Outcome, Packet, Traced};
@@ -428,7 +430,7 @@ impl Set {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// The padded fields; of a range the first followed by the last, both included.
-    pub bytes: Box<[u8]>,
+    pub bytes: Blob,
     /// Whether this is a range, as elements of interval sets are.
     pub range: bool,
 }
@@ -436,7 +438,7 @@ pub struct Key {
 impl Key {
     /// A key that is no range.
     #[must_use]
-    pub fn exact(bytes: impl Into<Box<[u8]>>) -> Self {
+    pub fn exact(bytes: impl Into<Blob>) -> Self {
         Self { bytes: bytes.into(), range: false }
     }
 
@@ -444,7 +446,8 @@ impl Key {
     #[must_use]
     pub fn range(first: &Fields, last: &Fields) -> Self {
         assert!(first.0.len() == last.0.len(), "both ends of a range have the same fields");
-        Self { bytes: [first.0.as_slice(), last.0.as_slice()].concat().into(), range: true }
+        let bytes = [&*first.0, &*last.0].concat();
+        Self { bytes: bytes.as_slice().into(), range: true }
     }
 
     /// The first and last key of a range; of an exact key twice the same.
@@ -464,7 +467,7 @@ pub enum Value {
     /// Nothing: an element of a set.
     None,
     /// Padded fields.
-    Data(Box<[u8]>),
+    Data(Blob),
     /// A verdict.
     Verdict(Verdict),
 }
@@ -567,21 +570,21 @@ pub struct Transaction {
 
 /// Builds keys and data out of padded fields.
 #[derive(Clone, Debug, Default)]
-pub struct Fields(Vec<u8>);
+pub struct Fields(Blob);
 
 impl Fields {
     /// No fields yet.
     #[must_use]
     pub fn new() -> Self {
-        Self(Vec::with_capacity(48))
+        Self::default()
     }
 
     /// An address.
     #[must_use]
     pub fn address(mut self, address: IpAddr) -> Self {
         match address {
-            IpAddr::V4(v4) => self.0.extend_from_slice(&v4.octets()),
-            IpAddr::V6(v6) => self.0.extend_from_slice(&v6.octets()),
+            IpAddr::V4(v4) => self.0.extend(&v4.octets()),
+            IpAddr::V6(v6) => self.0.extend(&v6.octets()),
         }
         self
     }
@@ -589,29 +592,29 @@ impl Fields {
     /// A protocol number.
     #[must_use]
     pub fn proto(mut self, number: u8) -> Self {
-        self.0.extend_from_slice(&[number, 0, 0, 0]);
+        self.0.extend(&[number, 0, 0, 0]);
         self
     }
 
     /// A port.
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
-        self.0.extend_from_slice(&port.to_be_bytes());
-        self.0.extend_from_slice(&[0, 0]);
+        self.0.extend(&port.to_be_bytes());
+        self.0.extend(&[0, 0]);
         self
     }
 
     /// A number in host order.
     #[must_use]
     pub fn mark(mut self, mark: u32) -> Self {
-        self.0.extend_from_slice(&mark.to_ne_bytes());
+        self.0.extend(&mark.to_ne_bytes());
         self
     }
 
     /// The bytes.
     #[must_use]
-    pub fn bytes(self) -> Box<[u8]> {
-        self.0.into_boxed_slice()
+    pub fn bytes(self) -> Blob {
+        self.0
     }
 
     /// The bytes as a key.

@@ -8,6 +8,7 @@ mod sink;
 mod udp;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::core::{Node, Service};
@@ -15,7 +16,7 @@ use api::discovery::EndpointSlice;
 use client::{ApplyError, Client, Inputs, ListParams, Next, Reconcile, Reflector};
 use net::nft::Table;
 use parking_lot::Mutex;
-use plan::proxy::{Change, FAMILIES, Fold, Settings, Snapshot};
+use plan::proxy::{Change, Dirty, FAMILIES, Fold, Settings, Snapshot};
 use tokio_util::sync::CancellationToken;
 
 pub use health::Health;
@@ -27,6 +28,8 @@ const SWEEP_AFTER: Duration = Duration::from_millis(20);
 const VERIFY_AFTER: Duration = Duration::from_secs(5);
 /// Where upstream's proxy answers `/healthz` and `/livez`.
 const HEALTH_PORT: u16 = 10256;
+
+const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 /// How to run the proxy.
 #[derive(Clone, Debug)]
@@ -111,10 +114,10 @@ impl Reconcile for Proxy {
 
     fn plan(&self, snapshot: &Snapshot, (): &()) -> Plan {
         let mut fold = self.fold.lock();
-        let change = fold.advance(snapshot);
         if self.sink.is_known() {
-            Plan::Change(change)
+            Plan::Change(fold.advance(snapshot))
         } else {
+            fold.catch_up(snapshot);
             Plan::Replace(FAMILIES.iter().map(|family| fold.table(*family)).collect())
         }
     }
@@ -137,6 +140,10 @@ pub async fn run(
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), SinkError> {
+    // Packets that connection tracking calls invalid would reach clients untranslated, and be answered with resets.
+    if let Err(error) = kernel::sysctl::set(BE_LIBERAL, "1") {
+        tracing::warn!(component = "proxy", %error, "connections may be reset by packets out of window");
+    }
     let health = Health::start(config.health, shutdown.clone());
     let proxy = Proxy::open(config.settings.clone(), health.clone())?;
     let services: Reflector<Service> = Reflector::start(&client, ListParams::default());
@@ -144,19 +151,30 @@ pub async fn run(
     let only = format!("metadata.name={}", config.settings.node);
     let node: Reflector<Node> =
         Reflector::start(&client, ListParams { fields: only, ..ListParams::default() });
+    // Listeners are called after the view has the change, so what is named here is in the next snapshot.
+    let dirty: Arc<Mutex<Dirty>> = Arc::default();
+    let (of_services, of_slices) = (Arc::clone(&dirty), Arc::clone(&dirty));
     let inputs = Inputs::new()
         .with(())
-        .on(&services, |_, keys| keys.extend([()]))
-        .on(&slices, |_, keys| keys.extend([()]))
+        .on(&services, move |change, keys| {
+            of_services.lock().services.insert(change.name.clone());
+            keys.insert(());
+        })
+        .on(&slices, move |change, keys| {
+            of_slices.lock().slices.insert(change.name.clone());
+            keys.insert(());
+        })
         .on(&node, |_, keys| keys.extend([()]));
     let name = config.settings.node;
     let snapshot = move || {
+        let dirty = Some(std::mem::take(&mut *dirty.lock()));
         let node = node.view().get("", &name).cloned();
         health.observe(node.as_deref());
         Snapshot {
             services: services.view().objects.clone(),
             slices: slices.view().objects.clone(),
             node,
+            dirty,
         }
     };
     client::run(proxy, client, inputs, snapshot, shutdown).await;

@@ -13,7 +13,7 @@ fn cluster_ip_reaches_every_endpoint_and_unknown_addresses_do_not_answer() {
     lab.apply(service("web", "10.96.0.10").tcp(80, 8080), endpoints("web", &["a", "b", "c"]));
     let seen: BTreeSet<String> = (0..40).map(|_| lab.tcp("b", "10.96.0.10:80").pod()).collect();
     assert_eq!(seen, ["a", "b", "c"].map(str::to_owned).into());
-    assert_eq!(lab.tcp("node", "10.96.0.10:80").is_pod(), true);
+    assert!(lab.tcp("node", "10.96.0.10:80").is_pod());
     assert_eq!(lab.tcp("b", "10.96.0.10:81"), Reply::Refused);
     assert_eq!(lab.tcp("node", "10.96.0.10:81"), Reply::Refused);
     assert_eq!(lab.tcp("b", "10.96.0.99:80"), Reply::Silence);

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use net::nft::Family;
 
 pub use elements::{ChainId, SetId};
-pub use fold::{Change, FamilyChange, Fold, Snapshot, UdpFrontends};
+pub use fold::{Change, Dirty, FamilyChange, Fold, Snapshot, UdpFrontends};
 pub use ruleset::{MARK, TABLE};
 pub use stage::Stage;
 

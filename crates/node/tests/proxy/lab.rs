@@ -1,5 +1,7 @@
 //! A node with its neighbours for packet tests: namespaces, links, servers, and the proxy on the node.
 
+#![expect(clippy::unwrap_used, reason = "a lab that cannot be built fails its test")]
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -27,7 +29,7 @@ const PODS: [(&str, &str, &str); 3] =
 
 /// What a client got.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// A pod's answer: its name, and whom it saw.
     Pod(String, String),
     /// Connection refused.
@@ -37,29 +39,29 @@ pub enum Reply {
 }
 
 impl Reply {
-    pub fn pod(&self) -> String {
+    pub(crate) fn pod(&self) -> String {
         match self {
             Self::Pod(name, _) => name.clone(),
             other => panic!("no pod answered: {other:?}"),
         }
     }
 
-    pub fn peer(&self) -> String {
+    pub(crate) fn peer(&self) -> String {
         match self {
             Self::Pod(_, peer) => peer.clone(),
             other => panic!("no pod answered: {other:?}"),
         }
     }
 
-    pub fn is_pod(&self) -> bool {
+    pub(crate) fn is_pod(&self) -> bool {
         matches!(self, Self::Pod(..))
     }
 }
 
 /// A Service being written.
-pub struct ServiceSketch(Value);
+pub(crate) struct ServiceSketch(Value);
 
-pub fn service(name: &str, ip: &str) -> ServiceSketch {
+pub(crate) fn service(name: &str, ip: &str) -> ServiceSketch {
     ServiceSketch(json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": name, "namespace": "default" },
@@ -75,11 +77,11 @@ impl ServiceSketch {
         self
     }
 
-    pub fn tcp(self, port: u16, target: u16) -> Self {
+    pub(crate) fn tcp(self, port: u16, target: u16) -> Self {
         self.port("tcp", "TCP", port, target)
     }
 
-    pub fn udp(self, port: u16, target: u16) -> Self {
+    pub(crate) fn udp(self, port: u16, target: u16) -> Self {
         self.port("udp", "UDP", port, target)
     }
 
@@ -88,43 +90,43 @@ impl ServiceSketch {
         self
     }
 
-    pub fn node_port(mut self, port: u16) -> Self {
+    pub(crate) fn node_port(mut self, port: u16) -> Self {
         self.0["spec"]["ports"][0]["nodePort"] = json!(port);
         self.set("type", json!("NodePort"))
     }
 
-    pub fn load_balancer(mut self, ip: &str) -> Self {
+    pub(crate) fn load_balancer(mut self, ip: &str) -> Self {
         self.0["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": ip }] } });
         self.set("type", json!("LoadBalancer"))
     }
 
-    pub fn source_range(self, range: &str) -> Self {
+    pub(crate) fn source_range(self, range: &str) -> Self {
         self.set("loadBalancerSourceRanges", json!([range]))
     }
 
-    pub fn external_local(self) -> Self {
+    pub(crate) fn external_local(self) -> Self {
         self.set("externalTrafficPolicy", json!("Local"))
     }
 
-    pub fn internal_local(self) -> Self {
+    pub(crate) fn internal_local(self) -> Self {
         self.set("internalTrafficPolicy", json!("Local"))
     }
 
-    pub fn affinity(self, seconds: u32) -> Self {
+    pub(crate) fn affinity(self, seconds: u32) -> Self {
         self.set("sessionAffinity", json!("ClientIP"))
             .set("sessionAffinityConfig", json!({ "clientIP": { "timeoutSeconds": seconds } }))
     }
 
-    pub fn node_local(mut self) -> Self {
+    pub(crate) fn node_local(mut self) -> Self {
         self.0["metadata"]["annotations"] = json!({ "rhumb.dev/node-local": "true" });
         self
     }
 }
 
 /// An EndpointSlice being written.
-pub struct SliceSketch(Value);
+pub(crate) struct SliceSketch(Value);
 
-pub fn endpoints(service: &str, pods: &[&str]) -> SliceSketch {
+pub(crate) fn endpoints(service: &str, pods: &[&str]) -> SliceSketch {
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": { "name": format!("{service}-1"), "namespace": "default",
@@ -144,13 +146,13 @@ impl SliceSketch {
         self
     }
 
-    pub fn draining(self, pod: &str) -> Self {
+    pub(crate) fn draining(self, pod: &str) -> Self {
         self.add(pod, &json!({ "ready": false, "serving": true, "terminating": true }))
     }
 }
 
 /// The namespaces and the proxy. Dropped, they are gone.
-pub struct Lab {
+pub(crate) struct Lab {
     prefix: String,
     runtime: tokio::runtime::Runtime,
     proxy: Proxy,
@@ -161,7 +163,7 @@ pub struct Lab {
 static LABS: AtomicU32 = AtomicU32::new(0);
 
 impl Lab {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("rhumb-test-{}-{number}-", std::process::id());
         let names = || ["node", "client"].into_iter().chain(PODS.into_iter().map(|pod| pod.0));
@@ -196,7 +198,7 @@ impl Lab {
     }
 
     /// Puts these objects in place of those of the same names, and lets the proxy act.
-    pub fn apply(&mut self, service: ServiceSketch, slice: SliceSketch) {
+    pub(crate) fn apply(&mut self, service: ServiceSketch, slice: SliceSketch) {
         let service: Service = serde_json::from_value(service.0).unwrap();
         let slice: EndpointSlice = serde_json::from_value(slice.0).unwrap();
         self.snapshot.services.insert(api::Kind::object_name(&service), Arc::new(service));
@@ -205,7 +207,7 @@ impl Lab {
     }
 
     /// Lets the proxy act until there is nothing to do.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..3 {
             let plan = self.proxy.plan(&self.snapshot, &());
             self.runtime.block_on(self.proxy.apply(&(), plan)).unwrap_or_else(|error| {
@@ -217,27 +219,27 @@ impl Lab {
     }
 
     /// Another proxy process takes over.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.proxy = start(&self.runtime, &self.prefix, &self.shutdown);
     }
 
-    pub fn tcp(&self, from: &str, to: &str) -> Reply {
+    pub(crate) fn tcp(&self, from: &str, to: &str) -> Reply {
         let to: SocketAddr = to.parse().unwrap();
         netns::within(&self.path(from), || connect(to)).unwrap()
     }
 
-    pub fn udp(&self, from: &str, to: &str) -> Reply {
+    pub(crate) fn udp(&self, from: &str, to: &str) -> Reply {
         self.udp_ask(&self.udp_socket(from), to)
     }
 
-    pub fn udp_socket(&self, from: &str) -> UdpSocket {
+    pub(crate) fn udp_socket(&self, from: &str) -> UdpSocket {
         let socket = netns::within(&self.path(from), || UdpSocket::bind("0.0.0.0:0").unwrap());
         let socket = socket.unwrap();
         socket.set_read_timeout(Some(ANSWER_MAX)).unwrap();
         socket
     }
 
-    pub fn udp_ask(&self, socket: &UdpSocket, to: &str) -> Reply {
+    pub(crate) fn udp_ask(&self, socket: &UdpSocket, to: &str) -> Reply {
         socket.connect(to).unwrap();
         let mut buffer = [0; 256];
         match socket.send(b"?").and_then(|_| socket.recv(&mut buffer)) {
@@ -247,7 +249,7 @@ impl Lab {
     }
 
     /// Connects without pause until stopped.
-    pub fn load(&self, from: &str, to: &str) -> Load {
+    pub(crate) fn load(&self, from: &str, to: &str) -> Load {
         let (path, to) = (self.path(from), to.parse().unwrap());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -266,7 +268,7 @@ impl Lab {
     }
 
     /// Runs nft on the node; what it prints.
-    pub fn nft(&self, script: &str) -> String {
+    pub(crate) fn nft(&self, script: &str) -> String {
         let path = self.path("node");
         let output = netns::within(&path, || Command::new("nft").arg(script).output().unwrap());
         let output = output.unwrap();
@@ -275,7 +277,7 @@ impl Lab {
     }
 
     /// Answers on the node itself at `ip`.
-    pub fn serve_on_node(&self, ip: &str) {
+    pub(crate) fn serve_on_node(&self, ip: &str) {
         let path = self.path("node");
         self.runtime.block_on(async {
             let node = Netlink::open_in(&path).unwrap();
@@ -295,14 +297,14 @@ impl Drop for Lab {
 }
 
 /// Connections that are being made.
-pub struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(u32, u32)>,
 }
 
 impl Load {
     /// How many were made, and how many failed.
-    pub fn stop(self) -> (u32, u32) {
+    pub(crate) fn stop(self) -> (u32, u32) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }

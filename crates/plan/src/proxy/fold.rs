@@ -1,5 +1,6 @@
 //! The whole state as a fold over Services: a changed Service costs the work of one Service.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +25,18 @@ pub struct Snapshot {
     pub slices: Objects<EndpointSlice>,
     /// This node's object.
     pub node: Option<Arc<Node>>,
+    /// The objects that may differ from the snapshot before; `None` when that is not known.
+    pub dirty: Option<Dirty>,
+}
+
+/// Names of objects that may have changed. A hint that spares comparing everything, never a source of truth: what is
+/// named is read from the snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Dirty {
+    /// Services.
+    pub services: BTreeSet<Name>,
+    /// EndpointSlices.
+    pub slices: BTreeSet<Name>,
 }
 
 /// What differs in one family's table.
@@ -59,7 +72,40 @@ impl Change {
 pub type UdpFrontends = BTreeMap<SocketAddr, BTreeSet<SocketAddr>>;
 
 /// Who claims an element. Two Services may claim one (the same external address and port): the first by name has it.
-type Claims = BTreeMap<(SetId, Key), Vec<(Name, Value)>>;
+type Claims = BTreeMap<(SetId, Key), Claim>;
+
+/// What elements were before a change; `None` while nobody asks.
+type Moved = Option<BTreeMap<Family, BTreeMap<(SetId, Key), Option<Value>>>>;
+
+/// Almost every element has one claimant; the rest are in the order of their names.
+#[derive(Clone, Debug)]
+struct Claim {
+    first: (Name, Value),
+    others: Vec<(Name, Value)>,
+}
+
+impl Claim {
+    fn add(&mut self, mut claim: (Name, Value)) {
+        if claim.0 < self.first.0 {
+            std::mem::swap(&mut self.first, &mut claim);
+        }
+        let place = self.others.partition_point(|(claimant, _)| *claimant < claim.0);
+        self.others.insert(place, claim);
+    }
+
+    /// Whether anybody is left.
+    fn remove(&mut self, name: &Name) -> bool {
+        self.others.retain(|(claimant, _)| claimant != name);
+        if self.first.0 != *name {
+            return true;
+        }
+        if self.others.is_empty() {
+            return false;
+        }
+        self.first = self.others.remove(0);
+        true
+    }
+}
 
 #[derive(Clone, Debug, Default)]
 struct FamilyState {
@@ -83,6 +129,7 @@ pub struct Fold {
     node: NodeView,
     seen: Snapshot,
     slices_of: BTreeMap<Name, BTreeSet<Name>>,
+    service_of: BTreeMap<Name, Name>,
     shares: BTreeMap<Name, Share>,
     families: BTreeMap<Family, FamilyState>,
 }
@@ -96,6 +143,7 @@ impl Fold {
             settings,
             seen: Snapshot::default(),
             slices_of: BTreeMap::new(),
+            service_of: BTreeMap::new(),
             shares: BTreeMap::new(),
             families: FAMILIES.into_iter().map(|family| (family, FamilyState::default())).collect(),
         }
@@ -103,37 +151,47 @@ impl Fold {
 
     /// Takes a newer snapshot; answers what differs from the last one.
     pub fn advance(&mut self, snapshot: &Snapshot) -> Change {
-        let dirty = self.dirty(snapshot);
-        self.seen = snapshot.clone();
-        let mut change = Change::default();
-        // First all that goes, then all that comes: an address may move from one Service to another.
-        let mut moved: BTreeMap<Family, BTreeMap<(SetId, Key), Option<Value>>> = BTreeMap::new();
-        let mut old_udp = BTreeMap::new();
-        for name in &dirty {
-            let Some(share) = self.shares.remove(name) else { continue };
-            change.health |= share.health.is_some();
-            self.withdraw(name, &share, &mut moved);
-            old_udp.insert(name.clone(), share.udp);
-        }
-        for name in dirty {
-            let (share, lowered) = self.share(&name);
-            change.health |= share.health.is_some();
-            change.udp |= old_udp.remove(&name).unwrap_or_default() != share.udp;
-            self.claim(&name, lowered, &mut moved, &mut change);
-            if share.health.is_some() || share.keys.iter().any(|keys| !keys.is_empty()) {
-                self.shares.insert(name, share);
-            }
-        }
-        for (family, moved) in moved {
+        let mut moved: Moved = Some(BTreeMap::new());
+        let mut change = self.step(snapshot, &mut moved);
+        for (family, moved) in moved.into_iter().flatten() {
             let state = &self.families[&family];
             let changes = moved.into_iter().filter_map(|(at, old)| {
-                let new = winner(&state.claims, &at).cloned();
+                let new = state.claims.get(&at).map(|claim| claim.first.1.clone());
                 let (set, key) = at;
                 (old != new).then(|| SetChange { set: set.name().into(), key, old, new })
             });
             change.families.entry(family).or_default().elements.extend(changes);
         }
         change.families.retain(|_, all| !all.chains.is_empty() || !all.elements.is_empty());
+        change
+    }
+
+    /// Takes a newer snapshot without asking what differs: for when everything is told anyway.
+    pub fn catch_up(&mut self, snapshot: &Snapshot) {
+        self.step(snapshot, &mut None);
+    }
+
+    fn step(&mut self, snapshot: &Snapshot, moved: &mut Moved) -> Change {
+        let dirty = self.dirty(snapshot);
+        self.seen = Snapshot { dirty: None, ..snapshot.clone() };
+        let mut change = Change::default();
+        // First all that goes, then all that comes: an address may move from one Service to another.
+        let mut old_udp = BTreeMap::new();
+        for name in &dirty {
+            let Some(share) = self.shares.remove(name) else { continue };
+            change.health |= share.health.is_some();
+            self.withdraw(name, &share, moved);
+            old_udp.insert(name.clone(), share.udp);
+        }
+        for name in dirty {
+            let (share, lowered) = self.share(&name);
+            change.health |= share.health.is_some();
+            change.udp |= old_udp.remove(&name).unwrap_or_default() != share.udp;
+            self.claim(&name, lowered, moved, &mut change);
+            if share.health.is_some() || share.keys.iter().any(|keys| !keys.is_empty()) {
+                self.shares.insert(name, share);
+            }
+        }
         change
     }
 
@@ -144,11 +202,11 @@ impl Fold {
         let state = &self.families[&family];
         let chains = state.chains.iter().map(|id| draw_chain(family, &self.settings, *id));
         table.chains.extend(chains);
-        for ((set, key), claims) in &state.claims {
-            let Some((_, value)) = claims.first() else { continue };
-            if let Some(elements) = table.elements.get_mut(set.name()) {
-                elements.insert(key.clone(), value.clone());
-            }
+        let mut claims = state.claims.iter().peekable();
+        while let Some(((set, _), _)) = claims.peek().copied() {
+            let of_set = std::iter::from_fn(|| claims.next_if(|((other, _), _)| other == set));
+            let elements = of_set.map(|((_, key), claim)| (key.clone(), claim.first.1.clone()));
+            table.elements.insert(set.name().into(), elements.collect());
         }
         table
     }
@@ -188,29 +246,26 @@ impl Fold {
 
     /// The Services whose share may differ, from what differs in the objects.
     fn dirty(&mut self, snapshot: &Snapshot) -> BTreeSet<Name> {
-        let mut dirty = BTreeSet::new();
-        let before = std::mem::take(&mut self.seen);
-        for item in before.slices.diff(&snapshot.slices) {
-            let (old, new) = match item {
-                DiffItem::Add(name, slice) => (None, Some((name, slice))),
-                DiffItem::Remove(name, slice) => (Some((name, slice)), None),
-                DiffItem::Update { old, new } => (Some(old), Some(new)),
-            };
-            if let Some((name, slice)) = old {
-                self.unlink(name, slice, &mut dirty);
-            }
-            if let Some((name, slice)) = new
-                && let Some(service) = service_of(slice)
-            {
-                self.slices_of.entry(service.clone()).or_default().insert(name.clone());
+        let Dirty { services: mut dirty, slices } = match &snapshot.dirty {
+            Some(dirty) => dirty.clone(),
+            None => compare(&self.seen, snapshot),
+        };
+        for name in slices {
+            if let Some(service) = self.service_of.remove(&name) {
+                if let Some(slices) = self.slices_of.get_mut(&service) {
+                    slices.remove(&name);
+                    if slices.is_empty() {
+                        self.slices_of.remove(&service);
+                    }
+                }
                 dirty.insert(service);
             }
-        }
-        for item in before.services.diff(&snapshot.services) {
-            let (DiffItem::Add(name, _)
-            | DiffItem::Remove(name, _)
-            | DiffItem::Update { new: (name, _), .. }) = item;
-            dirty.insert(name.clone());
+            let slice = snapshot.slices.get(&name);
+            if let Some(service) = slice.and_then(|slice| service_of(slice)) {
+                self.slices_of.entry(service.clone()).or_default().insert(name.clone());
+                self.service_of.insert(name, service.clone());
+                dirty.insert(service);
+            }
         }
         let node = NodeView::of(&self.settings.node, snapshot.node.as_deref());
         if node != self.node {
@@ -218,17 +273,6 @@ impl Fold {
             dirty.extend(snapshot.services.keys().cloned());
         }
         dirty
-    }
-
-    fn unlink(&mut self, name: &Name, slice: &EndpointSlice, dirty: &mut BTreeSet<Name>) {
-        let Some(service) = service_of(slice) else { return };
-        if let Some(slices) = self.slices_of.get_mut(&service) {
-            slices.remove(name);
-            if slices.is_empty() {
-                self.slices_of.remove(&service);
-            }
-        }
-        dirty.insert(service);
     }
 
     fn share(&self, name: &Name) -> (Share, [Lowered; 2]) {
@@ -246,21 +290,16 @@ impl Fold {
         (Share { keys, udp: udp(&view), health: view.health }, lowered)
     }
 
-    fn withdraw(
-        &mut self,
-        name: &Name,
-        share: &Share,
-        moved: &mut BTreeMap<Family, BTreeMap<(SetId, Key), Option<Value>>>,
-    ) {
+    fn withdraw(&mut self, name: &Name, share: &Share, moved: &mut Moved) {
         for (family, keys) in FAMILIES.into_iter().zip(&share.keys) {
             let state = self.families.get_mut(&family).expect("both families are there");
-            let moved = moved.entry(family).or_default();
             for at in keys {
-                let Some(claims) = state.claims.get_mut(at) else { continue };
-                let before = claims.first().map(|(_, value)| value.clone());
-                moved.entry(at.clone()).or_insert(before);
-                claims.retain(|(claimant, _)| claimant != name);
-                if claims.is_empty() {
+                let Some(claim) = state.claims.get_mut(at) else { continue };
+                if let Some(moved) = moved {
+                    let before = moved.entry(family).or_default().entry(at.clone());
+                    before.or_insert_with(|| Some(claim.first.1.clone()));
+                }
+                if !claim.remove(name) {
                     state.claims.remove(at);
                 }
             }
@@ -271,7 +310,7 @@ impl Fold {
         &mut self,
         name: &Name,
         lowered: [Lowered; 2],
-        moved: &mut BTreeMap<Family, BTreeMap<(SetId, Key), Option<Value>>>,
+        moved: &mut Moved,
         change: &mut Change,
     ) {
         for (family, lowered) in FAMILIES.into_iter().zip(lowered) {
@@ -282,21 +321,42 @@ impl Fold {
                     change.families.entry(family).or_default().chains.push(chain);
                 }
             }
-            let moved = moved.entry(family).or_default();
             for (set, key, value) in lowered.elements {
-                let at = (set, key);
-                let claims = state.claims.entry(at.clone()).or_default();
-                let before = claims.first().map(|(_, value)| value.clone());
-                moved.entry(at).or_insert(before);
-                let place = claims.partition_point(|(claimant, _)| claimant < name);
-                claims.insert(place, (name.clone(), value));
+                let place = state.claims.entry((set, key));
+                if let Some(moved) = moved {
+                    let before = match &place {
+                        Entry::Occupied(claim) => Some(claim.get().first.1.clone()),
+                        Entry::Vacant(_) => None,
+                    };
+                    let moved = moved.entry(family).or_default();
+                    moved.entry(place.key().clone()).or_insert(before);
+                }
+                match place {
+                    Entry::Occupied(mut claim) => claim.get_mut().add((name.clone(), value)),
+                    Entry::Vacant(place) => {
+                        place.insert(Claim { first: (name.clone(), value), others: Vec::new() });
+                    }
+                }
             }
         }
     }
 }
 
-fn winner<'a>(claims: &'a Claims, at: &(SetId, Key)) -> Option<&'a Value> {
-    claims.get(at)?.first().map(|(_, value)| value)
+/// The names of all objects that differ.
+fn compare(before: &Snapshot, after: &Snapshot) -> Dirty {
+    fn names<K: PartialEq>(before: &Objects<K>, after: &Objects<K>) -> BTreeSet<Name> {
+        let differences = before.diff(after).map(|item| {
+            let (DiffItem::Add(name, _)
+            | DiffItem::Remove(name, _)
+            | DiffItem::Update { new: (name, _), .. }) = item;
+            name.clone()
+        });
+        differences.collect()
+    }
+    Dirty {
+        services: names(&before.services, &after.services),
+        slices: names(&before.slices, &after.slices),
+    }
 }
 
 fn udp(view: &ServiceView) -> Vec<(SocketAddr, Vec<SocketAddr>)> {
