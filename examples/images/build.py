@@ -101,6 +101,9 @@ if [ ! -d $data/mysql ]; then
 fi
 password=$(quote "${MYSQL_ROOT_PASSWORD:-}")
 {
+    # The bootstrap leaves accounts without password behind.
+    echo "delete from mysql.global_priv where user = '' or (user = 'root' and host not in ('localhost', '%'));"
+    echo 'flush privileges;'
     echo "create or replace user root@localhost identified by $password;"
     echo "grant all on *.* to root@localhost with grant option;"
     echo "create or replace user root@'%' identified by $password;"

@@ -206,12 +206,16 @@ fn number(path: &Path) -> Option<u64> {
 fn field(path: &Path, name: &str) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
     let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-    lines.find(|(key, _)| *key == name).and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
+    lines
+        .find(|(key, _)| *key == name)
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 fn children(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    let directories = entries.flatten().filter(|one| one.file_type().is_ok_and(|kind| kind.is_dir()));
+    let directories =
+        entries.flatten().filter(|one| one.file_type().is_ok_and(|kind| kind.is_dir()));
     directories.map(|one| one.path()).collect()
 }
 

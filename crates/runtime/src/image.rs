@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ImageError;
-pub(crate) use unpack::make_directory;
 use crate::shim::protocol::RootImage;
+pub(crate) use unpack::make_directory;
 
 /// Hexadecimal digits of a digest that name a layer's directory: short, because mount options fit one page.
 const LAYER_NAME_DIGITS: usize = 24;
@@ -153,11 +153,7 @@ impl ImageStore {
             fs::create_dir_all(&path).map_err(ImageError::store("create", &path))?;
         }
         let root = fs::canonicalize(&root).map_err(ImageError::store("open", &root))?;
-        Ok(Self {
-            root: Arc::new(root),
-            mirrors: Arc::new(mirrors),
-            pulling: Arc::default(),
-        })
+        Ok(Self { root: Arc::new(root), mirrors: Arc::new(mirrors), pulling: Arc::default() })
     }
 
     /// Where the store is.
@@ -214,8 +210,11 @@ impl ImageStore {
 
     /// Removes layers that no image has. The lock is held.
     fn sweep(&self) -> Result<(), ImageError> {
-        let kept: BTreeSet<String> =
-            self.list()?.iter().flat_map(|image| image.layers.iter().map(|one| layer_name(one))).collect();
+        let kept: BTreeSet<String> = self
+            .list()?
+            .iter()
+            .flat_map(|image| image.layers.iter().map(|one| layer_name(one)))
+            .collect();
         let directory = self.root.join("layers");
         let entries = fs::read_dir(&directory).map_err(ImageError::store("read", &directory))?;
         for entry in entries.flatten() {

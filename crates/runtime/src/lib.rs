@@ -10,8 +10,8 @@ pub mod error;
 pub mod exec;
 pub mod image;
 pub mod pod;
-pub mod runtime;
 mod rootfs;
+pub mod runtime;
 mod shim;
 
 pub use error::{ImageError, RuntimeError};

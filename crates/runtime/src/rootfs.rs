@@ -29,7 +29,8 @@ pub(crate) fn mount_layers(
             // keep the container's changes in memory.
             let scratch = directory.join("scratch");
             make(&scratch)?;
-            let tmpfs = mount(Some("scratch"), &scratch, Some("tmpfs"), MsFlags::empty(), None::<&str>);
+            let tmpfs =
+                mount(Some("scratch"), &scratch, Some("tmpfs"), MsFlags::empty(), None::<&str>);
             tmpfs.map_err(|errno| format!("mount {}: {errno}", scratch.display()))?;
             overlay(directory, &root, layers_dir, layers, &scratch).map_err(|errno| {
                 let _ = umount2(&scratch, MntFlags::MNT_DETACH);
@@ -60,8 +61,12 @@ fn overlay(
     if lower.is_empty() {
         lower.push(&empty);
     }
-    let options =
-        format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.join(":"),
+        upper.display(),
+        work.display()
+    );
     let before = std::env::current_dir().ok();
     nix::unistd::chdir(layers_dir)?;
     let mounted =

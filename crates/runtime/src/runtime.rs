@@ -76,11 +76,7 @@ impl Pod {
     fn status(&self) -> PodStatus {
         let mut containers: Vec<ContainerStatus> = self.containers.values().cloned().collect();
         containers.sort_by(|a, b| (&a.name, a.attempt, &a.id).cmp(&(&b.name, b.attempt, &b.id)));
-        PodStatus {
-            sandbox: self.sandbox.clone(),
-            ready: self.seen.borrow().is_some(),
-            containers,
-        }
+        PodStatus { sandbox: self.sandbox.clone(), ready: self.seen.borrow().is_some(), containers }
     }
 }
 

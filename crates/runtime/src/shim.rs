@@ -111,8 +111,7 @@ enum Source {
 impl Shim {
     fn open(directory: &Path) -> Result<Self, String> {
         let text = fs::read(directory.join(SANDBOX_FILE)).map_err(|error| error.to_string())?;
-        let file: SandboxFile =
-            serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        let file: SandboxFile = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
         let _ = setgroups(&[]);
         let _ = nix::sys::prctl::set_child_subreaper(true);
         let _ = nix::sys::prctl::set_name(c"rhumb-shim");
@@ -352,16 +351,13 @@ impl Shim {
         self.execs += 1;
         let number = self.execs;
         let started = self.find(id).and_then(|container| match container.status.state {
-            ContainerState::Running => {
-                container.exec(number, exec, stdio).map_err(Failure::Failed)
-            }
+            ContainerState::Running => container.exec(number, exec, stdio).map_err(Failure::Failed),
             _ => Err(Failure::NotRunning),
         });
         match started {
             Ok(started) => {
                 let reply = Reply { seq: self.seq, error: None, pid: started.pid };
-                let fds: Vec<BorrowedFd<'_>> =
-                    started.terminal.iter().map(AsFd::as_fd).collect();
+                let fds: Vec<BorrowedFd<'_>> = started.terminal.iter().map(AsFd::as_fd).collect();
                 if protocol::send(&peer, &reply, &fds).is_ok() {
                     self.waiters.push(Waiter { pid: started.pid, peer });
                 }

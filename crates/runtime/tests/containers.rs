@@ -1,5 +1,6 @@
 //! Real containers on this machine: each test has its own state directory, control group and image store.
 //! They need root and Debian's busybox-static.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -48,7 +49,9 @@ fn layout(root: &Path, name: &str) {
     file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n", 0o644);
     file("etc/group", b"root:x:0:\nweb:x:34:\n", 0o644);
     file("gone", b"lower", 0o644);
-    for applet in ["sh", "sleep", "cat", "echo", "id", "hostname", "ps", "stty", "kill", "head", "tr", "wc"] {
+    for applet in
+        ["sh", "sleep", "cat", "echo", "id", "hostname", "ps", "stty", "kill", "head", "tr", "wc"]
+    {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
@@ -115,7 +118,8 @@ impl World {
     }
 
     async fn pod(&self) {
-        let pod = PodSandbox { uid: "pod".into(), hostname: "web-0".into(), ..PodSandbox::default() };
+        let pod =
+            PodSandbox { uid: "pod".into(), hostname: "web-0".into(), ..PodSandbox::default() };
         self.runtime().run_pod(pod).await.unwrap();
     }
 
@@ -245,8 +249,11 @@ async fn exec_has_its_own_streams_and_exit_code() {
     assert_eq!(all(exec.stderr.take()).await, "set\n");
     assert_eq!(exec.wait().await.unwrap(), 7);
     let argv = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let done =
-        world.runtime().exec_sync(&id, argv(&["echo", "hi"]), Duration::from_secs(10)).await.unwrap();
+    let done = world
+        .runtime()
+        .exec_sync(&id, argv(&["echo", "hi"]), Duration::from_secs(10))
+        .await
+        .unwrap();
     assert_eq!((done.exit_code, done.stdout.as_slice()), (0, &b"hi\n"[..]));
     let refused =
         world.runtime().exec_sync(&id, argv(&["nope"]), Duration::from_secs(10)).await.unwrap_err();
@@ -316,8 +323,10 @@ async fn stdin_once_ends_with_its_client() {
 async fn going_over_the_memory_limit_is_oom_killed() {
     let world = World::new().await;
     world.pod().await;
-    let mut spec = world.spec(&["sh", "-c", "head -c 200000000 /dev/zero | tr '\\0' x | cat >/dev/shm/x"]);
-    spec.command = ["sh", "-c", "x=xxxxxxxxxxxxxxxx; while true; do x=$x$x; done"].map(str::to_owned).to_vec();
+    let mut spec =
+        world.spec(&["sh", "-c", "head -c 200000000 /dev/zero | tr '\\0' x | cat >/dev/shm/x"]);
+    spec.command =
+        ["sh", "-c", "x=xxxxxxxxxxxxxxxx; while true; do x=$x$x; done"].map(str::to_owned).to_vec();
     spec.resources = Resources { memory_limit_bytes: 16 << 20, ..Resources::default() };
     let id = world.run(spec).await;
     let status = world.runtime().wait_container(&id).await.unwrap();
@@ -353,7 +362,8 @@ async fn a_dead_shim_takes_its_containers_along() {
     let pid = world.runtime().container(&id).unwrap().pid;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let shim: i32 = stat.rsplit(')').next().unwrap().split(' ').nth(2).unwrap().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
     let status = world.runtime().wait_container(&id).await.unwrap();
     assert_eq!(status.reason, "ContainerStatusUnknown");
     assert!(!world.runtime().pod("pod").unwrap().ready);
@@ -477,6 +487,78 @@ async fn images_in_use_stay_and_unused_layers_go() {
     assert!(store.list().unwrap().is_empty());
     assert_eq!(fs::read_dir(store.root().join("layers")).unwrap().count(), 0);
     world.end().await;
+}
+
+/// Serves a layout as a registry that wants a token, over plain HTTP; returns its base URL.
+async fn registry(layout: PathBuf) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let realm = format!("{base}/token");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap();
+            let path = head.split(' ').nth(1).unwrap().to_owned();
+            let index = fs::read(layout.join("index.json")).unwrap();
+            let (code, body) = if path.starts_with("/token?") {
+                ("200 OK", br#"{"token":"secret"}"#.to_vec())
+            } else if !head.contains("uthorization: Bearer secret\r\n") {
+                ("401 Unauthorized", Vec::new())
+            } else if path == "/v2/library/busybox/manifests/latest" {
+                ("200 OK", index)
+            } else {
+                let name =
+                    path.rsplit_once("sha256:").map(|(_, hex)| format!("blobs/sha256/{hex}"));
+                match name.and_then(|name| fs::read(layout.join(name)).ok()) {
+                    Some(blob) => ("200 OK", blob),
+                    None => ("404 Not Found", Vec::new()),
+                }
+            };
+            let challenge = format!("Bearer realm=\"{realm}\",service=\"test\"");
+            let head = format!(
+                "HTTP/1.1 {code}\r\nWWW-Authenticate: {challenge}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&body).await.unwrap();
+        }
+    });
+    base
+}
+
+#[tokio::test]
+async fn an_image_is_pulled_with_a_token_and_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("layout");
+    layout(&path, "busybox:latest");
+    let mirrors = BTreeMap::from([("docker.io".to_owned(), registry(path.clone()).await)]);
+    let store = ImageStore::open(directory.path().join("images"), mirrors).unwrap();
+    let (one, other) = tokio::join!(store.pull("busybox", None), store.pull("busybox", None));
+    let image = one.unwrap();
+    assert_eq!(image, other.unwrap());
+    assert_eq!(image.names, ["docker.io/library/busybox:latest"]);
+    assert_eq!(store.get(&image.digests[0]).unwrap(), image);
+    assert_eq!(fs::read_dir(store.root().join("layers")).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+    let absent = store.pull("nope", None).await.unwrap_err().to_string();
+    assert_eq!(
+        absent,
+        "failed to pull and unpack image \"docker.io/library/nope:latest\": failed to resolve reference \
+         \"docker.io/library/nope:latest\": docker.io/library/nope:latest: not found"
+    );
+    store.remove("busybox").unwrap();
+    for blob in fs::read_dir(path.join("blobs/sha256")).unwrap().flatten() {
+        let bytes = fs::read(blob.path()).unwrap();
+        if bytes.starts_with(&[0x1f, 0x8b]) {
+            fs::write(blob.path(), [&bytes[..], b"x"].concat()).unwrap();
+        }
+    }
+    let damaged = store.pull("busybox", None).await.unwrap_err().to_string();
+    assert!(damaged.contains("failed to copy: "), "{damaged}");
+    assert!(store.list().unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -62,7 +62,10 @@ impl ImageStore {
             return Err(ImageError::invalid(what, "neither index.json nor manifest.json"));
         };
         if images.is_empty() {
-            return Err(ImageError::invalid(root.display().to_string(), "no image for this platform"));
+            return Err(ImageError::invalid(
+                root.display().to_string(),
+                "no image for this platform",
+            ));
         }
         Ok(images)
     }
@@ -71,7 +74,8 @@ impl ImageStore {
         let index: Index = parse(&read(root, "index.json")?, "index.json")?;
         let mut images = Vec::new();
         for descriptor in &index.manifests {
-            let found = if names.is_empty() { descriptor_names(descriptor)? } else { names.to_vec() };
+            let found =
+                if names.is_empty() { descriptor_names(descriptor)? } else { names.to_vec() };
             let Some((manifest, digest)) = manifest(root, descriptor, 0)? else { continue };
             let image_names = if found.is_empty() {
                 let why = "the layout names no image: give a name";

@@ -88,9 +88,8 @@ fn valid_host(host: &str) -> bool {
 fn valid_component(part: &str) -> bool {
     let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let separated = part.split(word).filter(|between| !between.is_empty());
-    let mut good = separated.map(|one| {
-        matches!(one, "." | "_" | "__") || one.chars().all(|c| c == '-')
-    });
+    let mut good =
+        separated.map(|one| matches!(one, "." | "_" | "__") || one.chars().all(|c| c == '-'));
     part.starts_with(word) && part.ends_with(word) && good.all(|one| one)
 }
 

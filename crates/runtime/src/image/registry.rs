@@ -202,7 +202,9 @@ impl Repository {
                     let said = "insufficient_scope: authorization failed";
                     Failure::Denied(said.into())
                 }
-                _ => Failure::Other(format!("unexpected status from GET request to {url}: {status}")),
+                _ => {
+                    Failure::Other(format!("unexpected status from GET request to {url}: {status}"))
+                }
             });
         }
     }
@@ -276,7 +278,8 @@ fn parse_challenge(text: &str) -> BTreeMap<String, String> {
 /// Percent-encodes a query value.
 fn escape(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:,".contains(&byte);
-    let piece = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let piece =
+        |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     text.bytes().map(piece).collect()
 }
 
@@ -293,13 +296,15 @@ async fn follow(url: &str, authorization: Option<&str>) -> Result<Response<Incom
     let mut authorization = authorization;
     for _ in 0..REDIRECTS_MAX {
         let response = tokio::time::timeout(TIMEOUT, send(&url, authorization)).await;
-        let words = |why: String| Failure::Other(format!("failed to do request: Get {url:?}: {why}"));
+        let words =
+            |why: String| Failure::Other(format!("failed to do request: Get {url:?}: {why}"));
         let response = response.map_err(|_| words("i/o timeout".into()))?.map_err(words)?;
         if !response.status().is_redirection() {
             return Ok(response);
         }
         let location = response.headers().get(header::LOCATION).and_then(|one| one.to_str().ok());
-        let location = location.ok_or_else(|| Failure::Other("redirect without location".into()))?;
+        let location =
+            location.ok_or_else(|| Failure::Other("redirect without location".into()))?;
         let host = |url: &str| url.parse::<Uri>().ok().and_then(|uri| uri.authority().cloned());
         let next = match location.strip_prefix('/') {
             Some(path) => {
@@ -328,7 +333,8 @@ async fn send(url: &str, authorization: Option<&str>) -> Result<Response<Incomin
     let mut addresses = tokio::net::lookup_host((host.as_str(), port))
         .await
         .map_err(|_| format!("dial tcp: lookup {host}: no such host"))?;
-    let address = addresses.next().ok_or_else(|| format!("dial tcp: lookup {host}: no such host"))?;
+    let address =
+        addresses.next().ok_or_else(|| format!("dial tcp: lookup {host}: no such host"))?;
     let stream = TcpStream::connect(address).await.map_err(|error| {
         let why = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
@@ -349,14 +355,18 @@ async fn send(url: &str, authorization: Option<&str>) -> Result<Response<Incomin
     if tls {
         let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
         let connector = tokio_rustls::TlsConnector::from(tls_config()?);
-        let stream = connector.connect(name, stream).await.map_err(|error| format!("tls: {error}"))?;
+        let stream =
+            connector.connect(name, stream).await.map_err(|error| format!("tls: {error}"))?;
         exchange(TokioIo::new(stream), request).await
     } else {
         exchange(TokioIo::new(stream), request).await
     }
 }
 
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, String>
+async fn exchange<S>(
+    stream: S,
+    request: Request<Empty<Bytes>>,
+) -> Result<Response<Incoming>, String>
 where
     S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {

@@ -211,7 +211,8 @@ impl Tree {
                     | OFlag::O_EXCL
                     | OFlag::O_NOFOLLOW
                     | OFlag::O_CLOEXEC;
-                let fd = openat(parent, name, flags, Mode::from_bits_truncate(0o600)).map_err(said)?;
+                let fd =
+                    openat(parent, name, flags, Mode::from_bits_truncate(0o600)).map_err(said)?;
                 io::copy(entry, &mut File::from(fd)).map_err(|error| error.to_string())?;
                 attributes(entry, parent, name)
             }
@@ -225,7 +226,8 @@ impl Tree {
                 let target = inside(&target.ok_or("link without target")?)
                     .ok_or("link target leaves the root")?;
                 let file = target.file_name().ok_or("link to the root")?;
-                let above = self.directory(target.parent().unwrap_or(Path::new(""))).map_err(said)?;
+                let above =
+                    self.directory(target.parent().unwrap_or(Path::new(""))).map_err(said)?;
                 if is_directory(&above, file) {
                     return Err("link to a directory".into());
                 }
@@ -243,7 +245,8 @@ impl Tree {
                 let major = number(entry.header().device_major());
                 let minor = number(entry.header().device_minor());
                 let device = libc::makedev(major, minor);
-                mknodat(parent, name, flag, Mode::from_bits_truncate(0o600), device).map_err(said)?;
+                mknodat(parent, name, flag, Mode::from_bits_truncate(0o600), device)
+                    .map_err(said)?;
                 attributes(entry, parent, name)
             }
             EntryType::XGlobalHeader => Ok(()),
@@ -292,7 +295,8 @@ fn attributes<R: Read>(
         let fd = openat(parent, name, flags, Mode::empty()).map_err(|errno| errno.to_string())?;
         set_mode(&fd, mode)?;
     }
-    let seconds = entry.header().mtime().ok().and_then(|time| i64::try_from(time).ok()).unwrap_or(0);
+    let seconds =
+        entry.header().mtime().ok().and_then(|time| i64::try_from(time).ok()).unwrap_or(0);
     let time = TimeSpec::new(seconds, 0);
     utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)
         .map_err(|errno| errno.to_string())

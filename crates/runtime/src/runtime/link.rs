@@ -136,7 +136,8 @@ async fn follow(inner: &Arc<Inner>, file: SandboxFile) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     let stream = tokio::net::UnixStream::from_std(stream)?;
     let (seen, mut first) = watch::channel(Some(0));
-    let pod = Pod { sandbox: file.sandbox, cgroup: file.cgroup, containers: Default::default(), seen };
+    let pod =
+        Pod { sandbox: file.sandbox, cgroup: file.cgroup, containers: Default::default(), seen };
     inner.pods().insert(uid.clone(), pod);
     let (synced, ready) = tokio::sync::oneshot::channel();
     let weak = Arc::downgrade(inner);
@@ -192,7 +193,8 @@ fn lost(inner: &Inner, uid: &str) {
     cgroup.kill();
     rootfs::unmount_below(&directory);
     if let Some(pod) = inner.pods().get_mut(uid) {
-        for status in pod.containers.values_mut().filter(|one| one.state != ContainerState::Exited) {
+        for status in pod.containers.values_mut().filter(|one| one.state != ContainerState::Exited)
+        {
             status.state = ContainerState::Exited;
             status.pid = 0;
             status.exit_code = UNKNOWN_EXIT_CODE;

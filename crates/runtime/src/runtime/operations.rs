@@ -181,7 +181,9 @@ impl Runtime {
         }
         self.signal_container(id, libc::SIGKILL).await?;
         let ended = tokio::time::timeout(KILL_TIMEOUT, self.wait_container(id)).await;
-        ended.map_err(|_| RuntimeError::Refused(format!("container {id:?} does not end")))?.map(drop)
+        ended
+            .map_err(|_| RuntimeError::Refused(format!("container {id:?} does not end")))?
+            .map(drop)
     }
 
     /// Kills it when it runs and removes it; its log stays. Idempotent.

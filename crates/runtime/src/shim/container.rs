@@ -231,7 +231,8 @@ impl Container {
             Some(console)
         } else {
             let mut stdio = stdio.into_iter();
-            if let (Some(input), Some(out), Some(err)) = (stdio.next(), stdio.next(), stdio.next()) {
+            if let (Some(input), Some(out), Some(err)) = (stdio.next(), stdio.next(), stdio.next())
+            {
                 builder = builder.with_stdin(input).with_stdout(out).with_stderr(err);
             }
             None
@@ -482,8 +483,8 @@ fn reason(step: &str, error: &dyn std::error::Error) -> String {
             "OCI runtime exec failed: exec failed: unable to start container process: {text}: unknown"
         ),
         "start" => format!("OCI runtime start failed: {text}: unknown"),
-        _ => format!(
-            "OCI runtime create failed: unable to start container process: {text}: unknown"
-        ),
+        _ => {
+            format!("OCI runtime create failed: unable to start container process: {text}: unknown")
+        }
     }
 }

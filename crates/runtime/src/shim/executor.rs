@@ -38,7 +38,8 @@ fn lookup(spec: &Spec) -> Result<PathBuf, String> {
     let env = spec.process().as_ref().and_then(|process| process.env().clone()).unwrap_or_default();
     let search = env.iter().find_map(|one| one.strip_prefix("PATH=")).unwrap_or_default();
     let executable = |path: &PathBuf| {
-        path.metadata().is_ok_and(|found| found.is_file()) && access(path, AccessFlags::X_OK).is_ok()
+        path.metadata().is_ok_and(|found| found.is_file())
+            && access(path, AccessFlags::X_OK).is_ok()
     };
     let found = search.split(':').map(|one| Path::new(one).join(&name)).find(executable);
     found.ok_or_else(|| format!("exec: {name:?}: executable file not found in $PATH"))

@@ -131,7 +131,8 @@ mod tests {
         log.write("stdout", &mut lines, b"one\ntw", false);
         log.write("stdout", &mut lines, b"o\n", false);
         log.write("stderr", &mut Lines::default(), &vec![b'x'; LINE_BYTES_MAX + 5], true);
-        let expected = [("stdout F", 3), ("stdout F", 3), ("stderr P", LINE_BYTES_MAX), ("stderr F", 5)];
+        let expected =
+            [("stdout F", 3), ("stdout F", 3), ("stderr P", LINE_BYTES_MAX), ("stderr F", 5)];
         assert_eq!(tags(&path), expected.map(|(tag, len)| (tag.to_owned(), len)));
     }
 

@@ -55,16 +55,36 @@ pub(crate) struct ExecRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[expect(clippy::large_enum_variant, reason = "one is made at a time and read at once")]
 pub(crate) enum Request {
-    Create { id: String, spec: ContainerSpec, image: RootImage },
-    Start { id: String },
-    Signal { id: String, signal: i32 },
-    Remove { id: String },
+    Create {
+        id: String,
+        spec: ContainerSpec,
+        image: RootImage,
+    },
+    Start {
+        id: String,
+    },
+    Signal {
+        id: String,
+        signal: i32,
+    },
+    Remove {
+        id: String,
+    },
     /// With descriptors stdin, stdout, stderr; or none with a terminal.
-    Exec { id: String, exec: ExecRequest },
+    Exec {
+        id: String,
+        exec: ExecRequest,
+    },
     /// Ends an exec's process.
-    SignalExec { pid: i32, signal: i32 },
+    SignalExec {
+        pid: i32,
+        signal: i32,
+    },
     /// With descriptors stdout, stderr and, when `stdin`, stdin.
-    Attach { id: String, stdin: bool },
+    Attach {
+        id: String,
+        stdin: bool,
+    },
     /// All statuses now, then each change.
     Watch,
     /// Kills everything and ends the shim.
@@ -94,10 +114,18 @@ pub(crate) enum Failure {
 #[derive(Debug, Serialize, Deserialize)]
 #[expect(clippy::large_enum_variant, reason = "one is made at a time and read at once")]
 pub(crate) enum Change {
-    Status { seq: u64, status: ContainerStatus },
-    Removed { seq: u64, id: String },
+    Status {
+        seq: u64,
+        status: ContainerStatus,
+    },
+    Removed {
+        seq: u64,
+        id: String,
+    },
     /// Everything known at the start was told.
-    Synced { seq: u64 },
+    Synced {
+        seq: u64,
+    },
 }
 
 /// The last line on an exec's connection.

@@ -76,7 +76,8 @@ fn resolve_in(passwd: &str, group: &str, image: &str, wish: &Security) -> Result
     gid = wish.run_as_group.unwrap_or(gid);
     let mut groups = wish.supplemental_groups.clone();
     if let Some(login) = column(0) {
-        let member = |row: &Vec<&str>| row.get(3).is_some_and(|all| all.split(',').any(|one| one == login));
+        let member =
+            |row: &Vec<&str>| row.get(3).is_some_and(|all| all.split(',').any(|one| one == login));
         groups.extend(groups_of().filter(member).filter_map(|row| row.get(2)?.parse::<u32>().ok()));
     }
     groups.push(gid);
