@@ -1,0 +1,4 @@
+//! Development only: what tests of several crates share. Never part of the binary.
+
+pub mod lab;
+pub mod tools;
