@@ -17,10 +17,9 @@ use rustls_pki_types::CertificateDer;
 
 use crate::Registry;
 use crate::pki::{Pki, PkiError};
+pub(crate) use escalation::check as check_escalation;
 pub use rbac::Authorizer;
 pub use tokens::Tokens;
-
-pub(crate) use escalation::check as check_escalation;
 
 /// The group of everybody who said who they are.
 pub(crate) const AUTHENTICATED: &str = "system:authenticated";

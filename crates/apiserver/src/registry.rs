@@ -146,10 +146,15 @@ impl Registry {
         self.change(&target, options, |_old| Ok(object.clone())).await
     }
 
-    /// Commits one transaction and waits until reads see it.
+    /// Commits one transaction and waits until reads see it, or see what was in its way.
     async fn commit(&self, txn: Txn) -> Result<Outcome, StatusError> {
         let outcome = self.store.commit(txn).await.map_err(|error| store_status(&error))?;
-        if let Outcome::Committed(revision) = outcome {
+        let seen = match &outcome {
+            Outcome::Committed(revision) => Some(*revision),
+            // Whoever tries again must see what came between.
+            Outcome::Conflict(entries) => entries.iter().flatten().map(|entry| entry.modified).max(),
+        };
+        if let Some(revision) = seen {
             self.cache.wait_for(revision).await;
         }
         Ok(outcome)

@@ -80,7 +80,7 @@ impl Registry {
             old: None,
             dry_run: options.dry_run,
         };
-        let mut warnings = admission::admit(self, request, &mut new)?;
+        let mut warnings = admission::admit(self, request, &mut new).await?;
         let name = object::meta_str(&new, "name").to_owned();
         check(resource, &name, &(resource.rules.validate_create)(&new))?;
         warnings.extend((resource.rules.warnings)(&new));

@@ -55,7 +55,7 @@ impl Registry {
                 old: Some(&old_value),
                 dry_run: options.dry_run,
             };
-            let warnings = admission::admit(self, request, &mut Value::Null)?;
+            let warnings = admission::admit(self, request, &mut Value::Null).await?;
             let (op, new, deleted) = match plan(resource, &old_value, options) {
                 Step::Wait => {
                     return Ok(Written {

@@ -104,7 +104,7 @@ impl Registry {
             old: Some(old_value),
             dry_run: options.dry_run,
         };
-        let mut warnings = admission::admit(self, request, &mut new)?;
+        let mut warnings = admission::admit(self, request, &mut new).await?;
         let errors = match subresource {
             Some(Subresource::Status) => (resource.rules.validate_status)(&new, old_value),
             None | Some(Subresource::Scale) => (resource.rules.validate_update)(&new, old_value),

@@ -29,6 +29,8 @@ pub(crate) async fn start() -> Running {
     let namespace =
         json!({"metadata": {"name": "default"}, "spec": {"finalizers": ["kubernetes"]}});
     assert_eq!(running.post("/api/v1/namespaces", namespace).await.code, 201);
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    assert_eq!(running.post(accounts, json!({"metadata": {"name": "default"}})).await.code, 201);
     running
 }
 
