@@ -264,16 +264,23 @@ async fn pods_go_gracefully_and_finalizers_hold() {
             .contains("Precondition failed: UID in precondition: other, UID in object meta: ")
     );
 
-    let terminating = cluster.delete("/api/v1/namespaces/default").await;
+    let refused = cluster.delete("/api/v1/namespaces/default").await;
+    assert_eq!(
+        (refused.code, message(&refused)),
+        (403, "namespaces \"default\" is forbidden: this namespace may not be deleted")
+    );
+    let gone = json!({"metadata": {"name": "gone"}, "spec": {"finalizers": ["kubernetes"]}});
+    assert_eq!(cluster.post("/api/v1/namespaces", gone).await.code, 201);
+    let terminating = cluster.delete("/api/v1/namespaces/gone").await;
     assert_eq!(terminating.body["status"]["phase"], "Terminating", "{terminating:?}");
     let finalized = cluster
         .put(
-            "/api/v1/namespaces/default/finalize",
-            json!({"metadata": {"name": "default"}, "spec": {}}),
+            "/api/v1/namespaces/gone/finalize",
+            json!({"metadata": {"name": "gone"}, "spec": {}}),
         )
         .await;
     assert_eq!(finalized.code, 200, "{finalized:?}");
-    assert_eq!(cluster.get("/api/v1/namespaces/default").await.code, 404);
+    assert_eq!(cluster.get("/api/v1/namespaces/gone").await.code, 404);
 }
 
 /// Method, path, content type and body; code and message.
