@@ -30,7 +30,10 @@ const END_MAX: Duration = Duration::from_secs(1);
 pub(crate) fn run(args: Server) -> Result<()> {
     telemetry::start();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(args))
+    let result = runtime.block_on(serve(args));
+    // What still waits in a thread of its own has nothing left to say.
+    runtime.shutdown_background();
+    result
 }
 
 /// The API server's settings for a cluster of this machine.
