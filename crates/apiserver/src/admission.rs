@@ -18,7 +18,9 @@ use serde_json::Value;
 
 use crate::Registry;
 use crate::auth::{self, User};
-use crate::lookup::{CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, ENDPOINTS, PODS, ROLE_BINDINGS, ROLES, text};
+use crate::lookup::{
+    CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, ENDPOINTS, PODS, ROLE_BINDINGS, ROLES, text,
+};
 
 /// What a request does to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +67,11 @@ impl Request<'_> {
 ///
 /// # Errors
 /// The Status that upstream answers.
-pub async fn admit(registry: &Registry, request: Request<'_>, new: &mut Value) -> Result<Vec<String>, StatusError> {
+pub async fn admit(
+    registry: &Registry,
+    request: Request<'_>,
+    new: &mut Value,
+) -> Result<Vec<String>, StatusError> {
     let cache = registry.cache();
     let mut warnings = Vec::new();
     namespaces::admit(cache, &request, new)?;
@@ -79,7 +85,9 @@ pub async fn admit(registry: &Registry, request: Request<'_>, new: &mut Value) -
         pods::admit(cache, &request, new)?;
     }
     storage::admit(cache, &request, new);
-    let role = [ROLES, CLUSTER_ROLES, ROLE_BINDINGS, CLUSTER_ROLE_BINDINGS].iter().any(|row| row.is(request.resource));
+    let role = [ROLES, CLUSTER_ROLES, ROLE_BINDINGS, CLUSTER_ROLE_BINDINGS]
+        .iter()
+        .any(|row| row.is(request.resource));
     if role {
         auth::check_escalation(cache, request.user, request.resource, request.old, new)?;
     }
@@ -90,7 +98,10 @@ pub async fn admit(registry: &Registry, request: Request<'_>, new: &mut Value) -
         quota::check(cache, &request, new)?;
     }
     if ENDPOINTS.is(request.resource) {
-        warnings.push("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned());
+        warnings.push(
+            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
+                .to_owned(),
+        );
     }
     Ok(warnings)
 }
@@ -107,7 +118,9 @@ const SUFFIX_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 fn suffix() -> String {
     use rand::Rng;
     let mut random = rand::rng();
-    (0..5).map(|_| char::from(SUFFIX_LETTERS[random.random_range(0..SUFFIX_LETTERS.len())])).collect()
+    (0..5)
+        .map(|_| char::from(SUFFIX_LETTERS[random.random_range(0..SUFFIX_LETTERS.len())]))
+        .collect()
 }
 
 #[cfg(test)]

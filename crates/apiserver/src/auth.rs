@@ -126,7 +126,11 @@ impl Authenticator {
     ///
     /// # Errors
     /// When the key of the tokens is none.
-    pub fn new(registry: Arc<Registry>, authorizer: Arc<Authorizer>, pki: Arc<Pki>) -> Result<Self, PkiError> {
+    pub fn new(
+        registry: Arc<Registry>,
+        authorizer: Arc<Authorizer>,
+        pki: Arc<Pki>,
+    ) -> Result<Self, PkiError> {
         let tokens = Tokens::new(&registry.config().issuer, pki.token_key())?;
         Ok(Self { registry, authorizer, pki, tokens })
     }

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 use crate::auth::User;
 use crate::lookup::{
-    CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, ENDPOINT_SLICES, ENDPOINTS, NAMESPACES, PRIORITY_CLASSES, Row, SERVICE_CIDRS,
-    SERVICES, STORAGE_CLASSES,
+    CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, ENDPOINT_SLICES, ENDPOINTS, NAMESPACES, PRIORITY_CLASSES,
+    Row, SERVICE_CIDRS, SERVICES, STORAGE_CLASSES,
 };
 use crate::{Registry, WriteOptions};
 
@@ -46,7 +46,9 @@ pub fn dns_address(range: &IpNet) -> Option<IpAddr> {
 fn nth_address(range: &IpNet, offset: u32) -> Option<IpAddr> {
     let address = match range.network() {
         IpAddr::V4(network) => IpAddr::from(u32::from(network).checked_add(offset)?.to_be_bytes()),
-        IpAddr::V6(network) => IpAddr::from(u128::from(network).checked_add(u128::from(offset))?.to_be_bytes()),
+        IpAddr::V6(network) => {
+            IpAddr::from(u128::from(network).checked_add(u128::from(offset))?.to_be_bytes())
+        }
     };
     range.contains(&address).then_some(address)
 }
@@ -101,7 +103,12 @@ async fn kept(registry: &Registry) -> Result<(), StatusError> {
     }
     let config = registry.config();
     let cidrs: Vec<String> = config.service_cidrs.iter().map(IpNet::to_string).collect();
-    ensure(registry, SERVICE_CIDRS, json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}})).await?;
+    ensure(
+        registry,
+        SERVICE_CIDRS,
+        json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}}),
+    )
+    .await?;
     ensure(registry, SERVICES, kubernetes_service(registry)).await?;
     // Clients would be sent to themselves.
     if config.advertise_address.is_loopback() || config.advertise_address.is_unspecified() {
@@ -126,7 +133,8 @@ async fn kept(registry: &Registry) -> Result<(), StatusError> {
 
 fn kubernetes_service(registry: &Registry) -> Value {
     let config = registry.config();
-    let addresses: Vec<IpAddr> = config.service_cidrs.iter().take(1).filter_map(first_address).collect();
+    let addresses: Vec<IpAddr> =
+        config.service_cidrs.iter().take(1).filter_map(first_address).collect();
     json!({
         "metadata": {"namespace": "default", "name": "kubernetes",
             "labels": {"component": "apiserver", "provider": "kubernetes"}},
@@ -188,7 +196,8 @@ async fn ensure(registry: &Registry, row: Row, object: Value) -> Result<(), Stat
     if registry.cache().get(resource, &namespace, &name).is_some() {
         return Ok(());
     }
-    let options = WriteOptions { field_manager: "kube-apiserver".to_owned(), ..WriteOptions::default() };
+    let options =
+        WriteOptions { field_manager: "kube-apiserver".to_owned(), ..WriteOptions::default() };
     match registry.create(&server(), resource, &namespace, object, &options).await {
         Err(error) if error.reason != Reason::AlreadyExists => Err(error),
         _ => Ok(()),
@@ -196,7 +205,12 @@ async fn ensure(registry: &Registry, row: Row, object: Value) -> Result<(), Stat
 }
 
 /// Makes an object, or sets its `fields` where they differ.
-async fn put(registry: &Registry, row: Row, object: Value, fields: &[&str]) -> Result<(), StatusError> {
+async fn put(
+    registry: &Registry,
+    row: Row,
+    object: Value,
+    fields: &[&str],
+) -> Result<(), StatusError> {
     let Some(resource) = row.resource() else { return Ok(()) };
     let text = |field: &str| object["metadata"][field].as_str().unwrap_or("").to_owned();
     let Some(present) = registry.cache().get(resource, &text("namespace"), &text("name")) else {
@@ -212,7 +226,8 @@ async fn put(registry: &Registry, row: Row, object: Value, fields: &[&str]) -> R
     if let Some(meta) = changed["metadata"].as_object_mut() {
         meta.remove("resourceVersion");
     }
-    let options = WriteOptions { field_manager: "kube-apiserver".to_owned(), ..WriteOptions::default() };
+    let options =
+        WriteOptions { field_manager: "kube-apiserver".to_owned(), ..WriteOptions::default() };
     registry.update(&server(), resource, None, changed, &options).await.map(|_| ())
 }
 

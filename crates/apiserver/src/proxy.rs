@@ -1,138 +1,232 @@
-//! Requests that somebody else answers: a node's agent (logs, exec, attach, port-forward), a pod, or a Service.
+//! Requests that others answer: node agents (logs, exec, attach, port-forward, `nodes/proxy`), pods and Services.
 //!
-//! Bytes pass as they are, also after an upgrade, so every streaming protocol of clients and agents works. Upstream
-//! counterpart: `UpgradeAwareHandler` and the `REST` proxies of pods, services and nodes.
+//! Upstream counterpart: `pkg/registry/core/{pod,node,service}/…` with `k8s.io/apimachinery/pkg/util/proxy`. The server
+//! only carries bytes: after a 101 both directions are copied until one side ends, whatever protocol they speak.
 
+mod connect;
 mod target;
-
-use std::sync::Arc;
 
 use api::StatusError;
 use api::resource::Subresource;
-use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
-use http::{Request, Response, StatusCode, Uri};
+use futures_util::future::BoxFuture;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+};
 use http_body_util::BodyExt;
-use hyper::client::conn::http1;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
-use crate::body::BoxError;
 use crate::rest::Context;
-use crate::{Body, empty_body};
-use target::{Target, Trust};
+use crate::{Body, empty_body, reply};
+use target::Target;
 
-/// How long a connection to a node or pod may take to open.
-const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
-/// Headers that are between two neighbours and go no further (RFC 9110, section 7.6.1).
-const HOP: [&str; 6] = ["keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "proxy-connection"];
+/// Bytes of an agent's error text that are passed on.
+const ERROR_BYTES_MAX: usize = 2048;
+/// Headers that concern one connection only.
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// Answers log, exec, attach, portforward and proxy.
-pub(crate) async fn respond(
+///
+/// # Errors
+/// The Status that upstream answers when there is nobody to ask.
+pub(crate) fn respond<'a>(
+    context: &'a Context<'_>,
+    part: Subresource,
+    request: Request<Body>,
+) -> BoxFuture<'a, Result<Response<Body>, StatusError>> {
+    Box::pin(answer(context, part, request))
+}
+
+async fn answer(
     context: &Context<'_>,
     part: Subresource,
     request: Request<Body>,
 ) -> Result<Response<Body>, StatusError> {
-    let target = target::of(context, part, &request)?;
-    let stream = connect(&target).await.map_err(|error| unreachable(&target, &error))?;
-    match &target.trust {
-        Trust::Plain => forward(stream, &target, request).await,
-        Trust::Node => {
-            let tls = context.authenticator.pki().kubelet_tls().map_err(StatusError::internal)?;
-            secure(stream, TlsConnector::from(tls), &target, request).await
+    let allowed = match part {
+        Subresource::Log => request.method() == Method::GET,
+        Subresource::Exec | Subresource::Attach | Subresource::PortForward => {
+            [Method::GET, Method::POST].contains(request.method())
         }
-        Trust::Any => {
-            let tls = target::trusting().map_err(StatusError::internal)?;
-            secure(stream, TlsConnector::from(Arc::new(tls)), &target, request).await
-        }
+        _ => true,
+    };
+    if !allowed {
+        return Err(reply::method_not_allowed());
     }
+    if part == Subresource::Proxy && wants_slash(&request) {
+        return Ok(moved(request.uri()));
+    }
+    let target = target::find(context, part, request.uri())?;
+    let response =
+        send(context, &target, request).await.map_err(|why| unreachable(part, &target, &why))?;
+    if part == Subresource::Log && !response.status().is_success() {
+        return Err(agent_error(response).await);
+    }
+    Ok(response)
 }
 
-async fn connect(target: &Target) -> std::io::Result<TcpStream> {
-    let connect = TcpStream::connect((target.host.as_str(), target.port));
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
-        .await
-        .map_err(|_elapsed| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-async fn secure(
-    stream: TcpStream,
-    tls: TlsConnector,
-    target: &Target,
-    request: Request<Body>,
-) -> Result<Response<Body>, StatusError> {
-    let name = rustls_pki_types::ServerName::try_from(target.host.clone()).map_err(StatusError::internal)?;
-    let stream = tls.connect(name, stream).await.map_err(|error| unreachable(target, &error))?;
-    forward(stream, target, request).await
-}
-
-/// Sends the request on and brings the answer back; after an upgrade the bytes of both sides.
-async fn forward(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+async fn send(
+    context: &Context<'_>,
     target: &Target,
     mut request: Request<Body>,
-) -> Result<Response<Body>, StatusError> {
-    let from_client = request.extensions_mut().remove::<OnUpgrade>();
-    let failed = |error: hyper::Error| unreachable(target, &error);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(component = "apiserver", %error, "a proxied connection ended");
-        }
-    });
-    let mut response = sender.send_request(rewrite(target, request)?).await.map_err(failed)?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS
-        && let Some(from_client) = from_client
-    {
-        let from_target = hyper::upgrade::on(&mut response);
-        tokio::spawn(join(from_client, from_target));
-        return Ok(response.map(|_| empty_body()));
-    }
-    strip(response.headers_mut(), false);
-    Ok(response.map(|body| body.map_err(|error| -> BoxError { Box::new(error) }).boxed_unsync()))
-}
-
-/// Copies both ways until both sides have ended.
-async fn join(client: OnUpgrade, target: OnUpgrade) {
-    let (Ok(client), Ok(target)) = (client.await, target.await) else { return };
-    let (mut client, mut target) = (TokioIo::new(client), TokioIo::new(target));
-    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut target).await {
-        tracing::debug!(component = "apiserver", %error, "an upgraded connection ended");
-    }
-}
-
-/// The request as the target gets it: its path, and nothing that was meant for the API server.
-fn rewrite(target: &Target, request: Request<Body>) -> Result<Request<Body>, StatusError> {
+) -> Result<Response<Body>, String> {
+    let upgrades = is_upgrade(request.headers());
+    let waiting = upgrades.then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
-    parts.uri = Uri::try_from(&target.path).map_err(|error| StatusError::bad_request(error.to_string()))?;
+    parts.uri = target.path.parse::<Uri>().map_err(|error| error.to_string())?;
     parts.version = http::Version::HTTP_11;
-    let upgrades = parts.headers.contains_key(UPGRADE);
-    strip(&mut parts.headers, upgrades);
-    parts.headers.remove(AUTHORIZATION);
-    let host = format!("{}:{}", target.host, target.port);
-    parts.headers.insert(HOST, host.parse().map_err(|_| StatusError::internal("a host that is no header"))?);
-    parts.extensions.clear();
-    Ok(Request::from_parts(parts, body))
+    clean(&mut parts.headers, upgrades);
+    let host = HeaderValue::from_str(&target.authority()).map_err(|error| error.to_string())?;
+    parts.headers.insert(header::HOST, host);
+    let mut sender = connect::open(context.authenticator.pki(), target).await?;
+    let sent = sender.send_request(Request::from_parts(parts, body)).await;
+    let mut response = sent.map_err(|error| error.to_string())?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = waiting else {
+            return Err("the backend switched protocols unasked".to_owned());
+        };
+        let backend = hyper::upgrade::on(&mut response);
+        let closing = context.closing.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = carry(client, backend) => {}
+                () = closing.cancelled() => {}
+            }
+        });
+        let (parts, _body) = response.into_parts();
+        return Ok(Response::from_parts(parts, empty_body()));
+    }
+    clean_hops(response.headers_mut());
+    Ok(response
+        .map(|body| body.map_err(|error| -> crate::BoxError { Box::new(error) }).boxed_unsync()))
 }
 
-fn strip(headers: &mut http::HeaderMap, upgrades: bool) {
-    for name in HOP {
-        headers.remove(HeaderName::from_static(name));
+/// Copies both directions until one ends.
+async fn carry(client: hyper::upgrade::OnUpgrade, backend: hyper::upgrade::OnUpgrade) {
+    match tokio::try_join!(client, backend) {
+        Ok((client, backend)) => {
+            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+            if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
+                tracing::debug!(component = "apiserver", %error, "a proxied stream broke");
+            }
+        }
+        Err(error) => {
+            tracing::debug!(component = "apiserver", %error, "a connection was not upgraded")
+        }
+    }
+}
+
+fn is_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::UPGRADE)
+        && headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.to_ascii_lowercase().contains("upgrade"))
+}
+
+/// Drops what is not for the backend: credentials, impersonation, and hops unless the connection is upgraded.
+fn clean(headers: &mut HeaderMap, upgrades: bool) {
+    headers.remove(header::AUTHORIZATION);
+    headers.remove(header::HOST);
+    let impersonation: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
+    for name in impersonation {
+        headers.remove(name);
     }
     if !upgrades {
-        headers.remove(CONNECTION);
-        headers.remove(UPGRADE);
-        headers.remove(TRANSFER_ENCODING);
+        clean_hops(headers);
     }
 }
 
-fn unreachable(target: &Target, error: &dyn std::error::Error) -> StatusError {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let text: Vec<String> = causes.map(ToString::to_string).collect();
-    let why = format!("error trying to reach service: dial tcp {}:{}: {}", target.host, target.port, text.join(": "));
-    StatusError::new(api::Reason::ServiceUnavailable, why)
+fn clean_hops(headers: &mut HeaderMap) {
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// Pages behind a proxy have relative links: their root ends in a slash.
+fn wants_slash(request: &Request<Body>) -> bool {
+    let page =
+        [Method::GET, Method::HEAD].contains(request.method()) && !is_upgrade(request.headers());
+    page && request.uri().path().ends_with("/proxy")
+        && request.uri().path().matches('/').count() > 4
+}
+
+fn moved(uri: &Uri) -> Response<Body> {
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let mut response = Response::new(empty_body());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(location) = HeaderValue::from_str(&format!("{}/{query}", uri.path())) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+/// Nobody answers there.
+fn unreachable(part: Subresource, target: &Target, why: &str) -> StatusError {
+    match part {
+        Subresource::Log => StatusError::internal(format!("Get {:?}: {why}", target.url())),
+        Subresource::Proxy => StatusError::new(
+            api::Reason::ServiceUnavailable,
+            format!("error trying to reach service: {why}"),
+        ),
+        _ => StatusError::internal(format!("error dialing backend: {why}")),
+    }
+}
+
+/// An agent's refusal as a Status.
+async fn agent_error(response: Response<Body>) -> StatusError {
+    let status = response.status();
+    let mut body = response.into_body();
+    let mut text = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        text.extend(frame.into_data().unwrap_or_default());
+        if text.len() > ERROR_BYTES_MAX {
+            break;
+        }
+    }
+    text.truncate(ERROR_BYTES_MAX);
+    let text = String::from_utf8_lossy(&text).trim_end().to_owned();
+    match status {
+        StatusCode::BAD_REQUEST => StatusError::bad_request(text),
+        StatusCode::NOT_FOUND => {
+            let message =
+                format!("the server could not find the requested resource ( pods/log {text})");
+            StatusError::new(api::Reason::NotFound, message)
+        }
+        _ => StatusError::internal(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn credentials_and_hops_stay_here() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "Bearer x"),
+            ("impersonate-user", "a"),
+            ("connection", "Upgrade"),
+            ("upgrade", "websocket"),
+            ("accept", "*/*"),
+        ] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        assert!(is_upgrade(&headers));
+        clean(&mut headers, true);
+        assert_eq!(headers.len(), 3);
+        clean(&mut headers, false);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
+    }
 }

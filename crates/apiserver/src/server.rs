@@ -221,7 +221,10 @@ impl Server {
     ) -> Result<Response<Body>, StatusError> {
         self.authorize(user, info)?;
         if let Some(resource) = info.resource {
-            let accept = if info.subresource.is_empty() || info.verb != "get" {
+            let part = info.subresource.as_str();
+            let streamed =
+                resource.subresources.iter().any(|own| own.name() == part && rest::is_streamed(*own));
+            let accept = if part.is_empty() || (info.verb != "get" && !streamed) {
                 negotiate::accept(request.headers())?
             } else {
                 // Logs and proxied answers have types of their own.

@@ -13,7 +13,6 @@ use tokio::process::Command;
 /// A server on a port of its own, and how to reach it.
 struct Running {
     server: Arc<Server>,
-    url: String,
     directory: tempfile::TempDir,
 }
 
@@ -28,7 +27,7 @@ async fn start() -> Running {
     let tls = pki.server_tls().unwrap();
     let serving = Arc::clone(&server);
     tokio::spawn(async move { serving.serve(listener, tls).await });
-    Running { server, url, directory }
+    Running { server, directory }
 }
 
 fn kubectls() -> Vec<PathBuf> {

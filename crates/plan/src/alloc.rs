@@ -70,11 +70,16 @@ impl Range {
         match self.prefix {
             IpNet::V4(prefix) => {
                 let offset = u32::try_from(offset).unwrap_or(u32::MAX);
-                IpAddr::from(u32::from(prefix.network()).saturating_add(offset).saturating_add(1).to_be_bytes())
+                IpAddr::from(
+                    u32::from(prefix.network())
+                        .saturating_add(offset)
+                        .saturating_add(1)
+                        .to_be_bytes(),
+                )
             }
-            IpNet::V6(prefix) => {
-                IpAddr::from(u128::from(prefix.network()).saturating_add(offset).saturating_add(1).to_be_bytes())
-            }
+            IpNet::V6(prefix) => IpAddr::from(
+                u128::from(prefix.network()).saturating_add(offset).saturating_add(1).to_be_bytes(),
+            ),
         }
     }
 
@@ -86,7 +91,9 @@ impl Range {
             IpAddr::V6(v6) => u128::from(v6),
         };
         let within = self.prefix.contains(&address);
-        within && (1..=self.size()).contains(&(number(address).wrapping_sub(number(self.prefix.network()))))
+        within
+            && (1..=self.size())
+                .contains(&(number(address).wrapping_sub(number(self.prefix.network()))))
     }
 }
 
@@ -106,7 +113,10 @@ impl Allocator {
     pub fn new(ranges: &[IpNet], ports: RangeInclusive<u16>) -> Self {
         let mut kept: Vec<Range> = Vec::new();
         for prefix in ranges {
-            if !kept.iter().any(|range| Family::of_prefix(&range.prefix) == Family::of_prefix(prefix)) {
+            if !kept
+                .iter()
+                .any(|range| Family::of_prefix(&range.prefix) == Family::of_prefix(prefix))
+            {
                 kept.push(Range { prefix: prefix.trunc() });
             }
         }
@@ -163,8 +173,13 @@ impl Allocator {
     fn check_address(&self, address: IpAddr, owner: &Name) -> Result<(), String> {
         let range = self.range(Family::of(address));
         if !range.is_some_and(|range| range.contains(address)) {
-            let valid = range.or(self.ranges.first()).map(|range| range.prefix.to_string()).unwrap_or_default();
-            return Err(format!("provided IP is not in the valid range. The range of valid IPs is {valid}"));
+            let valid = range
+                .or(self.ranges.first())
+                .map(|range| range.prefix.to_string())
+                .unwrap_or_default();
+            return Err(format!(
+                "provided IP is not in the valid range. The range of valid IPs is {valid}"
+            ));
         }
         match self.addresses_taken.get(&address) {
             Some(taken) if taken != owner => Err("provided IP is already allocated".to_owned()),
@@ -177,7 +192,9 @@ impl Allocator {
         let (first, last) = (*self.ports.start(), *self.ports.end());
         let size = u128::from(last.saturating_sub(first)) + 1;
         let port = |offset: u128| u16::try_from(u128::from(first) + offset).unwrap_or(u16::MAX);
-        let free = |offset| !self.ports_taken.contains_key(&port(offset)) && !also_taken.contains(&port(offset));
+        let free = |offset| {
+            !self.ports_taken.contains_key(&port(offset)) && !also_taken.contains(&port(offset))
+        };
         pick(size, port_band(size), seed, free).map(port).ok_or_else(|| "range is full".to_owned())
     }
 
@@ -185,7 +202,9 @@ impl Allocator {
     fn check_port(&self, port: u16, owner: &Name) -> Result<(), String> {
         if !self.ports.contains(&port) {
             let (first, last) = (self.ports.start(), self.ports.end());
-            return Err(format!("provided port is not in the valid range. The range of valid ports is {first}-{last}"));
+            return Err(format!(
+                "provided port is not in the valid range. The range of valid ports is {first}-{last}"
+            ));
         }
         match self.ports_taken.get(&port) {
             Some(taken) if taken != owner => Err("provided port is already allocated".to_owned()),

@@ -13,7 +13,11 @@ use crate::lookup::{LIMIT_RANGES, PODS, array, text};
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
 /// Fills what containers of a new pod leave open.
-pub(super) fn complete(cache: &Cache, request: &Request<'_>, pod: &mut Value) -> Result<(), StatusError> {
+pub(super) fn complete(
+    cache: &Cache,
+    request: &Request<'_>,
+    pod: &mut Value,
+) -> Result<(), StatusError> {
     debug_assert!(PODS.is(request.resource));
     let ranges = LIMIT_RANGES.list(cache, text(pod, "/metadata/namespace"));
     if !ranges.is_empty() {
@@ -65,19 +69,25 @@ fn defaults(ranges: &[Arc<Value>]) -> (BTreeMap<String, Value>, BTreeMap<String,
 }
 
 fn items<'a>(ranges: &'a [Arc<Value>], kind: &'a str) -> impl Iterator<Item = &'a Value> {
-    ranges.iter().flat_map(|range| array(range, "/spec/limits")).filter(move |item| item["type"] == kind)
+    ranges
+        .iter()
+        .flat_map(|range| array(range, "/spec/limits"))
+        .filter(move |item| item["type"] == kind)
 }
 
 /// Refuses what is out of bounds.
 pub(super) fn check(cache: &Cache, request: &Request<'_>, new: &Value) -> Result<(), StatusError> {
-    let claim = request.resource.group.is_empty() && request.resource.plural == "persistentvolumeclaims";
+    let claim =
+        request.resource.group.is_empty() && request.resource.plural == "persistentvolumeclaims";
     if !request.creates() || !(claim || PODS.is(request.resource)) {
         return Ok(());
     }
     let ranges = LIMIT_RANGES.list(cache, text(new, "/metadata/namespace"));
     let problems = if claim {
         let resources = &new["spec"]["resources"];
-        items(&ranges, "PersistentVolumeClaim").flat_map(|item| bounds(item, "PersistentVolumeClaim", resources)).collect()
+        items(&ranges, "PersistentVolumeClaim")
+            .flat_map(|item| bounds(item, "PersistentVolumeClaim", resources))
+            .collect()
     } else {
         problems(new, &ranges)
     };
@@ -91,7 +101,9 @@ pub(super) fn check(cache: &Cache, request: &Request<'_>, new: &Value) -> Result
 pub(super) fn problems(pod: &Value, ranges: &[Arc<Value>]) -> Vec<String> {
     let mut problems: Vec<String> = Vec::new();
     for item in items(ranges, "Container") {
-        for container in array(pod, "/spec/containers").iter().chain(array(pod, "/spec/initContainers")) {
+        for container in
+            array(pod, "/spec/containers").iter().chain(array(pod, "/spec/initContainers"))
+        {
             problems.extend(bounds(item, "Container", &container["resources"]));
         }
     }
@@ -99,7 +111,12 @@ pub(super) fn problems(pod: &Value, ranges: &[Arc<Value>]) -> Vec<String> {
         problems.extend(bounds(item, "Pod", &pod_resources(pod)));
     }
     let mut seen = Vec::new();
-    problems.retain(|problem| !seen.contains(problem) && { seen.push(problem.clone()); true });
+    problems.retain(|problem| {
+        !seen.contains(problem) && {
+            seen.push(problem.clone());
+            true
+        }
+    });
     problems
 }
 
@@ -109,12 +126,14 @@ pub(super) fn pod_resources(pod: &Value) -> Value {
     for field in ["requests", "limits"] {
         let mut sums: BTreeMap<&str, i128> = BTreeMap::new();
         for container in array(pod, "/spec/containers") {
-            for (resource, value) in container["resources"][field].as_object().into_iter().flatten() {
+            for (resource, value) in container["resources"][field].as_object().into_iter().flatten()
+            {
                 *sums.entry(resource).or_default() += nanos(value).unwrap_or(0);
             }
         }
         for container in array(pod, "/spec/initContainers") {
-            for (resource, value) in container["resources"][field].as_object().into_iter().flatten() {
+            for (resource, value) in container["resources"][field].as_object().into_iter().flatten()
+            {
                 let sum = sums.entry(resource).or_default();
                 *sum = (*sum).max(nanos(value).unwrap_or(0));
             }
@@ -138,10 +157,14 @@ fn bounds(item: &Value, kind: &str, resources: &Value) -> Vec<String> {
                 "minimum {resource} usage per {kind} is {shown}, but request is {}",
                 plain(request)
             )),
-            (Some(_), Some(limit_n), Some(least)) if limit_n < least => problems
-                .push(format!("minimum {resource} usage per {kind} is {shown}, but limit is {}", plain(limit))),
+            (Some(_), Some(limit_n), Some(least)) if limit_n < least => problems.push(format!(
+                "minimum {resource} usage per {kind} is {shown}, but limit is {}",
+                plain(limit)
+            )),
             (None, _, Some(_)) => {
-                problems.push(format!("minimum {resource} usage per {kind} is {shown}.  No request is specified"));
+                problems.push(format!(
+                    "minimum {resource} usage per {kind} is {shown}.  No request is specified"
+                ));
             }
             _ => {}
         }
@@ -155,17 +178,24 @@ fn bounds(item: &Value, kind: &str, resources: &Value) -> Vec<String> {
         let word = if kind == "PersistentVolumeClaim" { "request" } else { "limit" };
         match (nanos(request), nanos(limit), nanos(bound)) {
             (_, None, Some(_)) => {
-                problems.push(format!("maximum {resource} usage per {kind} is {shown}.  No limit is specified"));
+                problems.push(format!(
+                    "maximum {resource} usage per {kind} is {shown}.  No limit is specified"
+                ));
             }
-            (_, Some(limit_n), Some(most)) if limit_n > most => problems
-                .push(format!("maximum {resource} usage per {kind} is {shown}, but {word} is {}", plain(limit))),
-            (Some(request_n), _, Some(most)) if request_n > most => problems
-                .push(format!("maximum {resource} usage per {kind} is {shown}, but request is {}", plain(request))),
+            (_, Some(limit_n), Some(most)) if limit_n > most => problems.push(format!(
+                "maximum {resource} usage per {kind} is {shown}, but {word} is {}",
+                plain(limit)
+            )),
+            (Some(request_n), _, Some(most)) if request_n > most => problems.push(format!(
+                "maximum {resource} usage per {kind} is {shown}, but request is {}",
+                plain(request)
+            )),
             _ => {}
         }
     }
     for (resource, bound) in limited("maxLimitRequestRatio") {
-        let (request, limit) = (nanos(&resources["requests"][resource]), nanos(&resources["limits"][resource]));
+        let (request, limit) =
+            (nanos(&resources["requests"][resource]), nanos(&resources["limits"][resource]));
         let shown = plain(bound);
         match (request, limit, nanos(bound)) {
             (None | Some(0), _, _) => problems.push(format!(
@@ -200,7 +230,9 @@ fn plain(value: &Value) -> String {
 /// An amount of a resource, written as people write it: memory in binary units where they fit.
 pub(super) fn amount(resource: &str, nanos: i128) -> String {
     let units = nanos / 1_000_000_000;
-    let binary = (resource.contains("memory") || resource.contains("storage")) && units % 1024 == 0 && units > 0;
+    let binary = (resource.contains("memory") || resource.contains("storage"))
+        && units % 1024 == 0
+        && units > 0;
     let text = if binary { format!("{}Ki", units / 1024) } else { format!("{nanos}n") };
     quantity::parse(&text).map_or(text, quantity::Amount::canonical)
 }

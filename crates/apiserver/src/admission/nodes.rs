@@ -11,7 +11,11 @@ use crate::lookup::{NODES, PODS, array, text};
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const LEASES: (&str, &str) = ("coordination.k8s.io", "leases");
 
-pub(super) fn admit(_cache: &Cache, request: &Request<'_>, new: &mut Value) -> Result<(), StatusError> {
+pub(super) fn admit(
+    _cache: &Cache,
+    request: &Request<'_>,
+    new: &mut Value,
+) -> Result<(), StatusError> {
     if let Some(node) = request.user.node() {
         restrict(node, request, new)?;
     }
@@ -43,7 +47,9 @@ fn restrict(node: &str, request: &Request<'_>, new: &Value) -> Result<(), Status
             return Err(refuse(what));
         }
         if name != node {
-            return Err(refuse("can only access node lease with the same name as the requesting node"));
+            return Err(refuse(
+                "can only access node lease with the same name as the requesting node",
+            ));
         }
     } else if PODS.is(request.resource) {
         return restrict_pod(node, request, object);
@@ -55,18 +61,24 @@ fn restrict_pod(node: &str, request: &Request<'_>, object: &Value) -> Result<(),
     let of = |pod: &Value| text(pod, "/spec/nodeName").to_owned();
     let refused = |why: String| Err(request.forbidden(object, why));
     match (request.operation, request.subresource) {
-        (Operation::Create, None) => {
-            if object["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null() {
-                return refused(format!(
-                    "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
-                ));
-            }
+        (Operation::Create, None)
+            if object["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null() =>
+        {
+            return refused(format!(
+                "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
+            ));
         }
         (Operation::Delete, _) if of(object) != node => {
-            return refused(format!("node {node:?} can only delete pods with spec.nodeName set to itself"));
+            return refused(format!(
+                "node {node:?} can only delete pods with spec.nodeName set to itself"
+            ));
         }
-        (Operation::Update, Some(Subresource::Status)) if request.old.is_some_and(|old| of(old) != node) => {
-            return refused(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
+        (Operation::Update, Some(Subresource::Status))
+            if request.old.is_some_and(|old| of(old) != node) =>
+        {
+            return refused(format!(
+                "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+            ));
         }
         _ => {}
     }

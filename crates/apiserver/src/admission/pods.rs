@@ -12,7 +12,11 @@ use crate::lookup::{PRIORITY_CLASSES, array, text};
 const TOLERATION_SECONDS: i64 = 300;
 const NODE_TROUBLES: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
-pub(super) fn admit(cache: &Cache, request: &Request<'_>, pod: &mut Value) -> Result<(), StatusError> {
+pub(super) fn admit(
+    cache: &Cache,
+    request: &Request<'_>,
+    pod: &mut Value,
+) -> Result<(), StatusError> {
     prioritize(cache, request, pod)?;
     tolerate(pod);
     Ok(())
@@ -22,11 +26,16 @@ fn prioritize(cache: &Cache, request: &Request<'_>, pod: &mut Value) -> Result<(
     let named = text(pod, "/spec/priorityClassName").to_owned();
     let class = if named.is_empty() {
         let classes = PRIORITY_CLASSES.list(cache, "");
-        classes.into_iter().filter(|class| class["globalDefault"] == true).min_by_key(|class| class["value"].as_i64())
+        classes
+            .into_iter()
+            .filter(|class| class["globalDefault"] == true)
+            .min_by_key(|class| class["value"].as_i64())
     } else {
         let class = PRIORITY_CLASSES.get(cache, "", &named);
         if class.is_none() {
-            return Err(request.forbidden(pod, format!("no PriorityClass with name {named} was found")));
+            return Err(
+                request.forbidden(pod, format!("no PriorityClass with name {named} was found"))
+            );
         }
         class
     };
@@ -60,7 +69,8 @@ fn prioritize(cache: &Cache, request: &Request<'_>, pod: &mut Value) -> Result<(
 pub(super) fn tolerate(pod: &mut Value) {
     for key in NODE_TROUBLES {
         let own = array(pod, "/spec/tolerations").iter().any(|toleration| {
-            ["", key].contains(&text(toleration, "/key")) && ["", "NoExecute"].contains(&text(toleration, "/effect"))
+            ["", key].contains(&text(toleration, "/key"))
+                && ["", "NoExecute"].contains(&text(toleration, "/effect"))
         });
         if !own {
             let toleration = json!({"key": key, "operator": "Exists", "effect": "NoExecute",
@@ -71,7 +81,11 @@ pub(super) fn tolerate(pod: &mut Value) {
 }
 
 /// Only one class is the default of the cluster.
-pub(super) fn admit_class(cache: &Cache, request: &Request<'_>, class: &Value) -> Result<(), StatusError> {
+pub(super) fn admit_class(
+    cache: &Cache,
+    request: &Request<'_>,
+    class: &Value,
+) -> Result<(), StatusError> {
     if !PRIORITY_CLASSES.is(request.resource) || class["globalDefault"] != true {
         return Ok(());
     }
@@ -83,7 +97,9 @@ pub(super) fn admit_class(cache: &Cache, request: &Request<'_>, class: &Value) -
     match other {
         Some(other) => {
             let other = text(&other, "/metadata/name");
-            let why = format!("PriorityClass {other} is already marked as default. Only one default can exist");
+            let why = format!(
+                "PriorityClass {other} is already marked as default. Only one default can exist"
+            );
             Err(request.forbidden(class, why))
         }
         None => Ok(()),

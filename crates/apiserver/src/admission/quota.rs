@@ -49,7 +49,10 @@ pub(super) fn check(cache: &Cache, request: &Request<'_>, new: &Value) -> Result
             .collect();
         let name = text(quota, "/metadata/name");
         check_given(request, new, name, &hard)?;
-        let touched: Vec<&String> = hard.keys().filter(|resource| delta.get(*resource).is_some_and(|more| *more > 0)).collect();
+        let touched: Vec<&String> = hard
+            .keys()
+            .filter(|resource| delta.get(*resource).is_some_and(|more| *more > 0))
+            .collect();
         if touched.is_empty() {
             continue;
         }
@@ -61,11 +64,15 @@ pub(super) fn check(cache: &Cache, request: &Request<'_>, new: &Value) -> Result
             .collect();
         if !over.is_empty() {
             let list = |usage: &Usage| {
-                let parts = over.iter().map(|resource| format!("{resource}={}", amount(resource, of(usage, resource))));
+                let parts = over.iter().map(|resource| {
+                    format!("{resource}={}", amount(resource, of(usage, resource)))
+                });
                 parts.collect::<Vec<_>>().join(",")
             };
             let (requested, used, limited) = (list(&delta), list(&used), list(&hard));
-            let why = format!("exceeded quota: {name}, requested: {requested}, used: {used}, limited: {limited}");
+            let why = format!(
+                "exceeded quota: {name}, requested: {requested}, used: {used}, limited: {limited}"
+            );
             return Err(request.forbidden(new, why));
         }
     }
@@ -73,7 +80,12 @@ pub(super) fn check(cache: &Cache, request: &Request<'_>, new: &Value) -> Result
 }
 
 /// Every container names what the quota counts.
-fn check_given(request: &Request<'_>, pod: &Value, quota: &str, hard: &Usage) -> Result<(), StatusError> {
+fn check_given(
+    request: &Request<'_>,
+    pod: &Value,
+    quota: &str,
+    hard: &Usage,
+) -> Result<(), StatusError> {
     if !(request.resource.group.is_empty() && request.resource.plural == "pods") {
         return Ok(());
     }
@@ -87,7 +99,8 @@ fn check_given(request: &Request<'_>, pod: &Value, quota: &str, hard: &Usage) ->
         if !matches!(resource, "cpu" | "memory") {
             continue;
         }
-        let containers = array(pod, "/spec/initContainers").iter().chain(array(pod, "/spec/containers"));
+        let containers =
+            array(pod, "/spec/initContainers").iter().chain(array(pod, "/spec/containers"));
         let names: Vec<&str> = containers
             .filter(|container| container["resources"][field][resource].is_null())
             .map(|container| text(container, "/name"))
@@ -99,7 +112,8 @@ fn check_given(request: &Request<'_>, pod: &Value, quota: &str, hard: &Usage) ->
     if missing.is_empty() {
         return Ok(());
     }
-    Err(request.forbidden(pod, format!("failed quota: {quota}: must specify {}", missing.join("; "))))
+    Err(request
+        .forbidden(pod, format!("failed quota: {quota}: must specify {}", missing.join("; "))))
 }
 
 /// What one object counts for.
@@ -120,8 +134,13 @@ fn usage(resource: &Resource, object: &Value) -> Usage {
     match resource.plural {
         "pods" => pod_usage(object, &mut usage),
         "services" => {
-            let ports = array(object, "/spec/ports").iter().filter(|port| port["nodePort"].as_u64().unwrap_or(0) > 0);
-            usage.insert("services.nodeports".to_owned(), i128::try_from(ports.count()).unwrap_or(0) * ONE);
+            let ports = array(object, "/spec/ports")
+                .iter()
+                .filter(|port| port["nodePort"].as_u64().unwrap_or(0) > 0);
+            usage.insert(
+                "services.nodeports".to_owned(),
+                i128::try_from(ports.count()).unwrap_or(0) * ONE,
+            );
             let balanced = object["spec"]["type"] == "LoadBalancer";
             usage.insert("services.loadbalancers".to_owned(), i128::from(balanced) * ONE);
         }

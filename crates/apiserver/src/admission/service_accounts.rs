@@ -19,7 +19,11 @@ const TOKEN_SECONDS: i64 = 3607;
 const ATTEMPTS: usize = 20;
 const ATTEMPT_INTERVAL: Duration = Duration::from_millis(50);
 
-pub(super) async fn admit(cache: &Cache, request: &Request<'_>, pod: &mut Value) -> Result<(), StatusError> {
+pub(super) async fn admit(
+    cache: &Cache,
+    request: &Request<'_>,
+    pod: &mut Value,
+) -> Result<(), StatusError> {
     if !pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null() {
         return Ok(());
     }
@@ -34,15 +38,18 @@ pub(super) async fn admit(cache: &Cache, request: &Request<'_>, pod: &mut Value)
     pod["spec"]["serviceAccount"] = name.as_str().into();
     let namespace = text(pod, "/metadata/namespace").to_owned();
     let account = find(cache, &namespace, &name).await.ok_or_else(|| {
-        let why =
-            format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found");
+        let why = format!(
+            "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
+        );
         request.forbidden(pod, why)
     })?;
     let wanted = |object: &Value| object["automountServiceAccountToken"].as_bool();
     if wanted(&pod["spec"]).or_else(|| wanted(&account)).unwrap_or(true) {
         mount_token(pod, suffix);
     }
-    if array(pod, "/spec/imagePullSecrets").is_empty() && !array(&account, "/imagePullSecrets").is_empty() {
+    if array(pod, "/spec/imagePullSecrets").is_empty()
+        && !array(&account, "/imagePullSecrets").is_empty()
+    {
         pod["spec"]["imagePullSecrets"] = account["imagePullSecrets"].clone();
     }
     Ok(())
@@ -70,11 +77,18 @@ pub(super) fn mount_token(pod: &mut Value, suffix: impl Fn() -> String) {
     let mut needed = false;
     for list in ["initContainers", "containers"] {
         for container in pod["spec"][list].as_array_mut().into_iter().flatten() {
-            if array(container, "/volumeMounts").iter().any(|mount| mount["mountPath"] == MOUNT_PATH) {
+            if array(container, "/volumeMounts")
+                .iter()
+                .any(|mount| mount["mountPath"] == MOUNT_PATH)
+            {
                 continue;
             }
             needed = true;
-            push(container, "volumeMounts", json!({"name": name, "readOnly": true, "mountPath": MOUNT_PATH}));
+            push(
+                container,
+                "volumeMounts",
+                json!({"name": name, "readOnly": true, "mountPath": MOUNT_PATH}),
+            );
         }
     }
     if needed && present.is_none() {

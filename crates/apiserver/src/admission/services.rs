@@ -9,8 +9,15 @@ use super::{Operation, Request};
 use crate::Registry;
 use crate::lookup::SERVICES;
 
-pub(super) fn admit(registry: &Registry, request: &Request<'_>, new: &mut Value) -> Result<(), StatusError> {
-    if !SERVICES.is(request.resource) || request.operation == Operation::Delete || request.subresource.is_some() {
+pub(super) fn admit(
+    registry: &Registry,
+    request: &Request<'_>,
+    new: &mut Value,
+) -> Result<(), StatusError> {
+    if !SERVICES.is(request.resource)
+        || request.operation == Operation::Delete
+        || request.subresource.is_some()
+    {
         return Ok(());
     }
     // The committed Services are all in the cache: the lock is held from here until the next one is.

@@ -37,7 +37,8 @@ fn token_volume_is_upstreams() {
 #[test]
 fn a_mount_of_ones_own_keeps_the_token_away() {
     let mut pod = mk_pod();
-    let mount = json!([{"name": "mine", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]);
+    let mount =
+        json!([{"name": "mine", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]);
     pod["spec"]["containers"][0]["volumeMounts"] = mount;
     service_accounts::mount_token(&mut pod, || "abcde".to_owned());
     assert!(pod["spec"]["volumes"].is_null());
@@ -46,7 +47,8 @@ fn a_mount_of_ones_own_keeps_the_token_away() {
 #[test]
 fn troubles_of_nodes_are_tolerated_for_a_while_unless_said_otherwise() {
     let mut pod = mk_pod();
-    pod["spec"]["tolerations"] = json!([{"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]);
+    pod["spec"]["tolerations"] =
+        json!([{"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]);
     pods::tolerate(&mut pod);
     let tolerations = array(&pod, "/spec/tolerations");
     assert_eq!(tolerations.len(), 2);

@@ -419,7 +419,7 @@ mod tests {
         let local = json!({"metadata": {"namespace": "a", "name": "b"},
             "roleRef": {"kind": "ClusterRole", "name": "reader"},
             "subjects": [{"kind": "ServiceAccount", "name": "sa"}, {"kind": "User", "name": "u"}]});
-        let index = mk_index(&[reader.clone()], &[], &[], &[local]);
+        let index = mk_index(std::slice::from_ref(&reader), &[], &[], &[local]);
         for user in ["u", "system:serviceaccount:a:sa"] {
             assert_eq!(index.authorize(&ask(&mk_user(user), "get", "pods", "a", "x")), Ok(()));
             assert_eq!(

@@ -19,7 +19,9 @@ pub(super) async fn sync(registry: &Registry) {
     let wanted: BTreeMap<String, &Value> = services
         .iter()
         .flat_map(|service| {
-            let addresses = texts(service, "/spec/clusterIPs").into_iter().filter_map(|text| text.parse::<IpAddr>().ok());
+            let addresses = texts(service, "/spec/clusterIPs")
+                .into_iter()
+                .filter_map(|text| text.parse::<IpAddr>().ok());
             addresses.map(|address| (object_name(address), &**service))
         })
         .collect();
@@ -32,7 +34,8 @@ pub(super) async fn sync(registry: &Registry) {
         let name = text(&present, "/metadata/name");
         let ours = present["metadata"]["labels"][MANAGED_BY.0] == MANAGED_BY.1;
         if ours && !wanted.contains_key(name) {
-            let deleted = registry.delete(&server(), resource, "", name, &DeleteOptions::default()).await;
+            let deleted =
+                registry.delete(&server(), resource, "", name, &DeleteOptions::default()).await;
             if let Err(error) = deleted {
                 tracing::debug!(component = "apiserver", %error, name, "cannot delete an IPAddress");
             }

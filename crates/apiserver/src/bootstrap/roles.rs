@@ -20,7 +20,11 @@ const ROLES: [(&str, &str, &[Rule]); 16] = [
     (
         "system:discovery",
         "",
-        &[("get", "path", "/api /api/* /apis /apis/* /healthz /livez /openapi /openapi/* /readyz /version /version/")],
+        &[(
+            "get",
+            "path",
+            "/api /api/* /apis /apis/* /healthz /livez /openapi /openapi/* /readyz /version /version/",
+        )],
     ),
     ("system:public-info-viewer", "", &[("get", "path", HEALTH_PATHS)]),
     (
@@ -34,7 +38,11 @@ const ROLES: [(&str, &str, &[Rule]); 16] = [
     (
         "system:monitoring",
         "",
-        &[("get", "path", "/healthz /healthz/* /livez /livez/* /metrics /metrics/slis /readyz /readyz/*")],
+        &[(
+            "get",
+            "path",
+            "/healthz /healthz/* /livez /livez/* /metrics /metrics/slis /readyz /readyz/*",
+        )],
     ),
     (
         "system:service-account-issuer-discovery",
@@ -61,12 +69,18 @@ const ROLES: [(&str, &str, &[Rule]); 16] = [
     (
         "system:kube-dns",
         "",
-        &[("list watch", "core", "endpoints services"), ("list watch", "discovery.k8s.io", "endpointslices")],
+        &[
+            ("list watch", "core", "endpoints services"),
+            ("list watch", "discovery.k8s.io", "endpointslices"),
+        ],
     ),
     (
         "system:kubelet-api-admin",
         "",
-        &[("get list watch proxy", "core", "nodes"), ("*", "core", "nodes/log nodes/metrics nodes/proxy nodes/stats")],
+        &[
+            ("get list watch proxy", "core", "nodes"),
+            ("*", "core", "nodes/log nodes/metrics nodes/proxy nodes/stats"),
+        ],
     ),
     (
         "system:persistent-volume-provisioner",
@@ -78,7 +92,11 @@ const ROLES: [(&str, &str, &[Rule]); 16] = [
             ("watch create update patch", "core", "events"),
         ],
     ),
-    ("system:node-problem-detector", "", &[("get", "core", "nodes"), ("patch", "core", "nodes/status")]),
+    (
+        "system:node-problem-detector",
+        "",
+        &[("get", "core", "nodes"), ("patch", "core", "nodes/status")],
+    ),
 ];
 
 const ADMIN: &[Rule] = &[
@@ -139,7 +157,11 @@ const VIEW: &[Rule] = &[
 const NODE: &[Rule] = &[
     ("create", "authentication.k8s.io", "tokenreviews"),
     ("create", "authorization.k8s.io", "localsubjectaccessreviews subjectaccessreviews"),
-    (READ, "core", "configmaps endpoints namespaces persistentvolumeclaims persistentvolumes secrets serviceaccounts services"),
+    (
+        READ,
+        "core",
+        "configmaps endpoints namespaces persistentvolumeclaims persistentvolumes secrets serviceaccounts services",
+    ),
     ("create get list watch patch update", "core", "nodes"),
     ("patch update", "core", "nodes/status services/status persistentvolumeclaims/status"),
     ("create delete get list watch", "core", "pods"),
@@ -149,7 +171,11 @@ const NODE: &[Rule] = &[
     ("create patch update", "events.k8s.io", "events"),
     ("create delete get list patch update watch", "coordination.k8s.io", "leases"),
     (READ, "discovery.k8s.io", "endpointslices"),
-    (READ, "networking.k8s.io", "networkpolicies ingresses ingressclasses servicecidrs ipaddresses"),
+    (
+        READ,
+        "networking.k8s.io",
+        "networkpolicies ingresses ingressclasses servicecidrs ipaddresses",
+    ),
     (READ, "storage.k8s.io", "storageclasses volumeattachments csidrivers csinodes"),
     (READ, "node.k8s.io", "runtimeclasses"),
 ];
@@ -190,7 +216,8 @@ pub(super) fn roles() -> Vec<Value> {
     let aggregated = AGGREGATED.iter().map(|(name, part_of)| {
         let mut role = meta(name, part_of);
         let label = format!("rbac.authorization.k8s.io/aggregate-to-{name}");
-        role["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {label: "true"}}]});
+        role["aggregationRule"] =
+            json!({"clusterRoleSelectors": [{"matchLabels": {label: "true"}}]});
         role["rules"] = parts(name).into_iter().flat_map(|rules| rules.iter().map(rule)).collect();
         role
     });
@@ -228,7 +255,8 @@ fn meta(name: &str, part_of: &str) -> Value {
         "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
     }});
     if !part_of.is_empty() {
-        object["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{part_of}")] = "true".into();
+        object["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{part_of}")] =
+            "true".into();
     }
     object
 }
@@ -252,7 +280,10 @@ mod tests {
     fn every_binding_names_a_role() {
         let roles = roles();
         for binding in bindings() {
-            assert!(roles.iter().any(|role| role["metadata"]["name"] == binding["roleRef"]["name"]), "{binding}");
+            assert!(
+                roles.iter().any(|role| role["metadata"]["name"] == binding["roleRef"]["name"]),
+                "{binding}"
+            );
         }
     }
 

@@ -1,307 +1,334 @@
-//! Where a proxied request goes. Upstream: `ResourceLocation`, `LogLocation`, `ExecLocation` of the pod and service
-//! strategies.
+//! Whom a proxied request is for: the agent of a pod's node, a pod, or an endpoint of a Service.
+//!
+//! Upstream counterpart: `pkg/registry/core/pod/strategy.go` (`LogLocation`, `streamLocation`, `ResourceLocation`) and
+//! `pkg/registry/core/service/storage` (`ResourceLocation`).
 
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 
 use api::resource::Subresource;
 use api::{Reason, StatusError};
-use http::Request;
-use rand::seq::IndexedRandom as _;
+use http::Uri;
+use rand::seq::IndexedRandom;
 use serde_json::Value;
 
-use crate::lookup::{ENDPOINT_SLICES, NODES, PODS, SERVICES};
+use crate::Cache;
+use crate::lookup::{ENDPOINT_SLICES, NODES, PODS, SERVICES, array, text};
+use crate::request::Query;
 use crate::rest::Context;
-use crate::{Body, Cache};
 
-/// The agent's port when its node does not say.
-const KUBELET_PORT: u16 = 10250;
+/// Where agents listen unless the node says otherwise.
+const AGENT_PORT: u16 = 10250;
 
-/// Whether and how the target's certificate is checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Trust {
-    /// No TLS.
+/// How the backend is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Security {
+    /// HTTP.
     Plain,
-    /// A node's agent: our own authority.
-    Node,
-    /// A pod's own: nobody can know it.
-    Any,
+    /// HTTPS with certificates of the cluster on both sides.
+    Agent,
+    /// HTTPS with whatever certificate the backend has.
+    Unverified,
 }
 
-/// Where a request goes.
+/// A backend and the path there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
-    /// An address.
-    pub(super) host: String,
-    /// A port.
-    pub(super) port: u16,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// How it is spoken to.
+    pub security: Security,
     /// Path and query.
-    pub(super) path: String,
-    /// TLS.
-    pub(super) trust: Trust,
+    pub path: String,
 }
 
-/// Decides the target.
-///
-/// # Errors
-/// In upstream's words: no such object, no host, a wrong container.
-pub(super) fn of(context: &Context<'_>, part: Subresource, request: &Request<Body>) -> Result<Target, StatusError> {
-    let info = context.info;
-    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
-    let cache = context.registry.cache();
-    match (context.resource.plural, part) {
-        ("nodes", _) => node_proxy(cache, &info.name, &format!("{}{query}", info.tail)),
-        ("services", _) => service_proxy(cache, &info.namespace, &info.name, &format!("{}{query}", info.tail)),
-        ("pods", Subresource::Proxy) => {
-            pod_proxy(cache, &info.namespace, &info.name, &format!("{}{query}", info.tail))
-        }
-        ("pods", part) => {
-            let pod = PODS
-                .get(cache, &info.namespace, &info.name)
-                .ok_or_else(|| StatusError::not_found("", "pods", &info.name))?;
-            container_target(cache, &pod, part, (info.query.get("container"), &query))
-        }
-        _ => Err(crate::reply::method_not_allowed()),
+impl Target {
+    /// Address and port.
+    pub(super) fn authority(&self) -> String {
+        SocketAddr::new(self.address, self.port).to_string()
+    }
+
+    /// The whole URL.
+    pub(super) fn url(&self) -> String {
+        let scheme = if self.security == Security::Plain { "http" } else { "https" };
+        format!("{scheme}://{}{}", self.authority(), self.path)
     }
 }
 
-/// A path of the agent of the pod's node.
-fn container_target(
+/// Finds the backend of a request.
+pub(super) fn find(
+    context: &Context<'_>,
+    part: Subresource,
+    uri: &Uri,
+) -> Result<Target, StatusError> {
+    let cache = context.registry.cache();
+    let (namespace, name) = (context.info.namespace.as_str(), context.info.name.as_str());
+    if part != Subresource::Proxy {
+        let pod = PODS
+            .get(cache, namespace, name)
+            .ok_or_else(|| StatusError::not_found("", "pods", name))?;
+        return of_agent(cache, &pod, part, &context.info.query, uri.query().unwrap_or(""));
+    }
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let path = format!("{}{query}", tail(uri.path(), !namespace.is_empty()));
+    let id = Id::parse(name).ok_or_else(|| {
+        StatusError::bad_request(format!("invalid {} request {name:?}", context.resource.singular))
+    })?;
+    if NODES.is(context.resource) {
+        let (address, port) = agent(cache, id.name)?;
+        let port = id.port.parse().unwrap_or(port);
+        return Ok(Target { address, port, security: Security::Agent, path });
+    }
+    let (address, port) = if SERVICES.is(context.resource) {
+        endpoint(cache, namespace, &id)?
+    } else {
+        pod_address(cache, namespace, &id)?
+    };
+    let security = if id.scheme == "https" { Security::Unverified } else { Security::Plain };
+    Ok(Target { address, port, security, path })
+}
+
+/// What follows `proxy`, as it was written; at least a slash.
+fn tail(path: &str, namespaced: bool) -> String {
+    // /api/v1/namespaces/a/pods/b/proxy/… or /api/v1/nodes/b/proxy/…, after a first empty piece.
+    let before = if namespaced { 8 } else { 6 };
+    let rest: Vec<&str> = path.splitn(before + 1, '/').skip(before).collect();
+    format!("/{}", rest.join("/"))
+}
+
+/// `{scheme:}name{:port}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Id<'a> {
+    scheme: &'a str,
+    name: &'a str,
+    port: &'a str,
+}
+
+impl<'a> Id<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let id = match parts[..] {
+            [name] => Self { scheme: "", name, port: "" },
+            [name, port] => Self { scheme: "", name, port },
+            [scheme @ ("" | "http" | "https"), name, port] => Self { scheme, name, port },
+            _ => return None,
+        };
+        (!id.name.is_empty()).then_some(id)
+    }
+}
+
+/// Address and port of a node's agent.
+fn agent(cache: &Cache, name: &str) -> Result<(IpAddr, u16), StatusError> {
+    let node =
+        NODES.get(cache, "", name).ok_or_else(|| StatusError::not_found("", "nodes", name))?;
+    let internal = array(&node, "/status/addresses")
+        .iter()
+        .filter(|address| address["type"] == "InternalIP")
+        .find_map(|address| text(address, "/address").parse().ok());
+    let known = &node["status"]["addresses"];
+    let address = internal.ok_or_else(|| {
+        StatusError::internal(format!("no preferred addresses found; known addresses: {known}"))
+    })?;
+    let port = node.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
+    let port = port
+        .and_then(|port| u16::try_from(port).ok())
+        .filter(|port| *port != 0)
+        .unwrap_or(AGENT_PORT);
+    Ok((address, port))
+}
+
+/// The agent of a pod's node, and the path of the pod's part there.
+fn of_agent(
     cache: &Cache,
     pod: &Value,
     part: Subresource,
-    (container, query): (&str, &str),
+    query: &Query,
+    raw_query: &str,
 ) -> Result<Target, StatusError> {
-    let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
-    let node = text(&pod["spec"]["nodeName"]);
-    if part == Subresource::PortForward {
-        return on_node(cache, pod, node, format!("/portForward/{namespace}/{name}{query}"));
-    }
-    let container = choose(pod, container)?;
-    let verb = match part {
-        Subresource::Log => "containerLogs",
-        Subresource::Attach => "attach",
-        _ => "exec",
+    let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
+    let container = match part {
+        Subresource::PortForward => String::new(),
+        _ => container(pod, query.get("container"))?,
     };
-    on_node(cache, pod, node, format!("/{verb}/{namespace}/{name}/{container}{query}"))
-}
-
-fn on_node(cache: &Cache, pod: &Value, node: &str, path: String) -> Result<Target, StatusError> {
+    let node = text(pod, "/spec/nodeName");
     if node.is_empty() {
-        let name = text(&pod["metadata"]["name"]);
         return Err(StatusError::bad_request(format!("pod {name} does not have a host assigned")));
     }
-    let (host, port) = node_address(cache, node)?;
-    Ok(Target { host, port, path, trust: Trust::Node })
-}
-
-/// The container that is meant: the named one, the annotated default, or the only one.
-fn choose(pod: &Value, asked: &str) -> Result<String, StatusError> {
-    let names = |list: &str| -> Vec<String> {
-        let all = pod["spec"][list].as_array().into_iter().flatten();
-        all.map(|container| text(&container["name"]).to_owned()).collect()
+    let (address, port) = agent(cache, node)?;
+    let path = match part {
+        Subresource::Log => format!("/containerLogs/{namespace}/{name}/{container}"),
+        Subresource::Exec => format!("/exec/{namespace}/{name}/{container}"),
+        Subresource::Attach => format!("/attach/{namespace}/{name}/{container}"),
+        _ => format!("/portForward/{namespace}/{name}"),
     };
-    let (containers, inits, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
-    let name = text(&pod["metadata"]["name"]);
-    let annotated = text(&pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"]);
-    let known = |asked: &str| [&containers, &inits, &ephemeral].iter().any(|list| list.iter().any(|own| own == asked));
-    if !asked.is_empty() {
-        return if known(asked) {
-            Ok(asked.to_owned())
-        } else {
-            Err(StatusError::bad_request(format!("container {asked} is not valid for pod {name}")))
-        };
-    }
-    match containers.as_slice() {
-        [only] => Ok(only.clone()),
-        _ if known(annotated) => Ok(annotated.to_owned()),
-        [] => Err(StatusError::bad_request(format!("a container name must be specified for pod {name}"))),
-        many => {
-            let mut message =
-                format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
-            if !inits.is_empty() {
-                message.push_str(&format!(" or one of the init containers: [{}]", inits.join(" ")));
+    let mut pairs: Vec<String> = raw_query
+        .split('&')
+        .filter(|pair| !pair.is_empty() && !pair.starts_with("container="))
+        .map(str::to_owned)
+        .collect();
+    if matches!(part, Subresource::Exec | Subresource::Attach) {
+        // The agent's own names of these options.
+        for (option, own) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error")] {
+            if query.flag(option) {
+                pairs.push(format!("{own}=1"));
             }
-            Err(StatusError::bad_request(message))
         }
     }
+    let query = if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) };
+    Ok(Target { address, port, security: Security::Agent, path: format!("{path}{query}") })
 }
 
-fn node_proxy(cache: &Cache, name: &str, path: &str) -> Result<Target, StatusError> {
-    let (node, port) = name.rsplit_once(':').map_or((name, None), |(node, port)| (node, Some(port)));
-    let (host, own) = node_address(cache, node)?;
-    let port = port.filter(|port| !port.is_empty()).and_then(|port| port.parse().ok());
-    let trust = if port.is_none_or(|port| port == own) { Trust::Node } else { Trust::Plain };
-    Ok(Target { host, port: port.unwrap_or(own), path: rooted(path), trust })
-}
-
-fn node_address(cache: &Cache, node: &str) -> Result<(String, u16), StatusError> {
-    let object = NODES.get(cache, "", node).ok_or_else(|| StatusError::not_found("", "nodes", node))?;
-    let addresses = object["status"]["addresses"].as_array().into_iter().flatten();
-    let internal = addresses.filter(|address| address["type"] == "InternalIP").map(|address| text(&address["address"]));
-    let host = internal.map(str::to_owned).next();
-    let host = host.ok_or_else(|| StatusError::internal(format!("no preferred addresses found; known addresses: [] of node {node}")))?;
-    let port = object["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
-    Ok((host, port.and_then(|port| u16::try_from(port).ok()).unwrap_or(KUBELET_PORT)))
-}
-
-/// `scheme:name:port`, `name:port` or `name` (`utilnet.SplitSchemeNamePort`).
-fn split(id: &str) -> Option<(&str, &str, &str)> {
-    let parts: Vec<&str> = id.split(':').collect();
-    let (scheme, name, port) = match parts.as_slice() {
-        [name] => ("", *name, ""),
-        [name, port] => ("", *name, *port),
-        [scheme, name, port] => (*scheme, *name, *port),
-        _ => return None,
+/// The container that is meant.
+fn container(pod: &Value, wanted: &str) -> Result<String, StatusError> {
+    let names = |list: &str| -> Vec<String> {
+        let list = array(pod, &format!("/spec/{list}"));
+        list.iter().map(|container| text(container, "/name").to_owned()).collect()
     };
-    (matches!(scheme, "" | "http" | "https") && !name.is_empty()).then_some((scheme, name, port))
-}
-
-fn trust_of(scheme: &str) -> Trust {
-    if scheme == "https" { Trust::Any } else { Trust::Plain }
-}
-
-fn pod_proxy(cache: &Cache, namespace: &str, id: &str, path: &str) -> Result<Target, StatusError> {
-    let (scheme, name, port) =
-        split(id).ok_or_else(|| StatusError::bad_request(format!("invalid pod request {id:?}")))?;
-    let pod = PODS.get(cache, namespace, name).ok_or_else(|| StatusError::not_found("", "pods", name))?;
-    let containers = || pod["spec"]["containers"].as_array().into_iter().flatten();
-    let ports = || containers().flat_map(|container| container["ports"].as_array().into_iter().flatten());
-    let number = match port.parse::<u16>() {
-        Ok(number) => Some(number),
-        Err(_) if port.is_empty() => ports().find_map(|port| number(&port["containerPort"])).or(Some(80)),
-        Err(_) => ports().find(|own| own["name"] == port).and_then(|own| number(&own["containerPort"])),
-    };
-    let host = text(&pod["status"]["podIP"]).to_owned();
-    if host.is_empty() {
-        return Err(StatusError::bad_request("address not allowed"));
+    let (own, init, ephemeral) =
+        (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    let name = text(pod, "/metadata/name");
+    if wanted.is_empty() {
+        if let [one] = own.as_slice() {
+            return Ok(one.clone());
+        }
+        let mut message = format!("a container name must be specified for pod {name}");
+        if !own.is_empty() {
+            message.push_str(&format!(", choose one of: [{}]", own.join(" ")));
+        }
+        if !init.is_empty() {
+            message.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+        }
+        if !ephemeral.is_empty() {
+            message.push_str(&format!(
+                " or one of the ephemeral containers: [{}]",
+                ephemeral.join(" ")
+            ));
+        }
+        return Err(StatusError::bad_request(message));
     }
-    let port = number.ok_or_else(|| no_service(&format!("no port {port:?} on pod {name:?}")))?;
-    Ok(Target { host, port, path: rooted(path), trust: trust_of(scheme) })
+    if own.iter().chain(&init).chain(&ephemeral).any(|known| known == wanted) {
+        return Ok(wanted.to_owned());
+    }
+    Err(StatusError::bad_request(format!("container {wanted} is not valid for pod {name}")))
 }
 
-fn service_proxy(cache: &Cache, namespace: &str, id: &str, path: &str) -> Result<Target, StatusError> {
-    let (scheme, name, port) =
-        split(id).ok_or_else(|| StatusError::bad_request(format!("invalid service request {id:?}")))?;
-    let service = SERVICES.get(cache, namespace, name).ok_or_else(|| StatusError::not_found("", "services", name))?;
-    let ports: Vec<&Value> = service["spec"]["ports"].as_array().into_iter().flatten().collect();
-    let wanted = match (port, ports.as_slice()) {
-        ("", [only]) => Some(*only),
-        ("", many) => many.iter().find(|own| text(&own["name"]).is_empty()).copied(),
-        (port, many) => many.iter().find(|own| own["name"] == port || own["port"].to_string() == port).copied(),
+fn pod_address(cache: &Cache, namespace: &str, id: &Id<'_>) -> Result<(IpAddr, u16), StatusError> {
+    let pod = PODS
+        .get(cache, namespace, id.name)
+        .ok_or_else(|| StatusError::not_found("", "pods", id.name))?;
+    let address = text(&pod, "/status/podIP")
+        .parse()
+        .map_err(|_| StatusError::bad_request("address not allowed"))?;
+    let ports: Vec<&Value> = array(&pod, "/spec/containers")
+        .iter()
+        .flat_map(|container| array(container, "/ports"))
+        .collect();
+    let number =
+        |port: &Value| port["containerPort"].as_u64().and_then(|port| u16::try_from(port).ok());
+    let port = if id.port.is_empty() {
+        ports.first().and_then(|port| number(port))
+    } else {
+        id.port.parse().ok().or_else(|| {
+            ports.iter().find(|port| port["name"] == id.port).and_then(|port| number(port))
+        })
     };
-    let wanted = wanted.ok_or_else(|| no_service(&format!("no service port {port:?} found for service {name:?}")))?;
-    let slices = ENDPOINT_SLICES.list(cache, namespace);
-    let own = slices.iter().filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == name);
-    let candidates: Vec<(String, u16)> = own.flat_map(|slice| endpoints(slice, text(&wanted["name"]))).collect();
-    let (host, port) = candidates
-        .choose(&mut rand::rng())
-        .cloned()
-        .ok_or_else(|| no_service(&format!("no endpoints available for service {name:?}")))?;
-    Ok(Target { host, port, path: rooted(path), trust: trust_of(scheme) })
+    Ok((address, port.unwrap_or(if id.scheme == "https" { 443 } else { 80 })))
 }
 
-/// The ready endpoints of a slice behind the Service port of that name.
-fn endpoints(slice: &Arc<Value>, port: &str) -> Vec<(String, u16)> {
-    let ports = slice["ports"].as_array().into_iter().flatten();
-    let Some(port) = ports.filter(|own| text(&own["name"]) == port).find_map(|own| number(&own["port"])) else {
+/// A ready endpoint of a Service's port, any of them.
+fn endpoint(cache: &Cache, namespace: &str, id: &Id<'_>) -> Result<(IpAddr, u16), StatusError> {
+    let service = SERVICES
+        .get(cache, namespace, id.name)
+        .ok_or_else(|| StatusError::not_found("", "services", id.name))?;
+    let unavailable = |message: String| StatusError::new(Reason::ServiceUnavailable, message);
+    let ports = array(&service, "/spec/ports");
+    let by_number = id.port.parse::<u64>().ok();
+    let port = ports.iter().find(|port| match by_number {
+        Some(number) => port["port"] == number,
+        None => id.port.is_empty() || text(port, "/name") == id.port,
+    });
+    let port_name = match port {
+        Some(port) => text(port, "/name"),
+        None => {
+            let name = id.name;
+            return Err(unavailable(format!(
+                "no service port {:?} found for service {name:?}",
+                id.port
+            )));
+        }
+    };
+    let slices = ENDPOINT_SLICES.list(cache, namespace);
+    let candidates: Vec<(IpAddr, u16)> = slices
+        .iter()
+        .filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == id.name)
+        .flat_map(|slice| ready(slice, port_name))
+        .collect();
+    candidates
+        .choose(&mut rand::rng())
+        .copied()
+        .ok_or_else(|| unavailable(format!("no endpoints available for service {:?}", id.name)))
+}
+
+/// Addresses of a slice's ready endpoints, with the number of the named port.
+fn ready(slice: &Value, port_name: &str) -> Vec<(IpAddr, u16)> {
+    let port = array(slice, "/ports").iter().find(|port| text(port, "/name") == port_name);
+    let Some(number) =
+        port.and_then(|port| port["port"].as_u64()).and_then(|port| u16::try_from(port).ok())
+    else {
         return Vec::new();
     };
-    let all = slice["endpoints"].as_array().into_iter().flatten();
-    let ready = all.filter(|endpoint| endpoint["conditions"]["ready"] != false);
-    ready.filter_map(|endpoint| Some((endpoint["addresses"][0].as_str()?.to_owned(), port))).collect()
-}
-
-fn no_service(message: &str) -> StatusError {
-    StatusError::new(Reason::ServiceUnavailable, message)
-}
-
-fn rooted(path: &str) -> String {
-    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
-}
-
-fn number(value: &Value) -> Option<u16> {
-    u16::try_from(value.as_u64()?).ok()
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
-/// TLS to a pod that serves it: upstream checks no certificate there either.
-pub(super) fn trusting() -> Result<rustls::ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone { provider }))
-        .with_no_client_auth();
-    Ok(config)
-}
-
-#[derive(Debug)]
-struct Anyone {
-    provider: Arc<rustls::crypto::CryptoProvider>,
-}
-
-impl rustls::client::danger::ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _certificate: &rustls_pki_types::CertificateDer<'_>,
-        _intermediates: &[rustls_pki_types::CertificateDer<'_>],
-        _name: &rustls_pki_types::ServerName<'_>,
-        _ocsp: &[u8],
-        _now: rustls_pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &rustls_pki_types::CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &rustls_pki_types::CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    array(slice, "/endpoints")
+        .iter()
+        .filter(|endpoint| endpoint["conditions"]["ready"].as_bool().unwrap_or(true))
+        .filter_map(|endpoint| text(endpoint, "/addresses/0").parse().ok())
+        .map(|address| (address, number))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use serde_json::json;
 
     #[test]
-    fn the_container_is_chosen_in_upstreams_words() {
-        let pod = |names: &[&str]| {
-            let containers: Vec<Value> = names.iter().map(|name| json!({"name": name})).collect();
-            json!({"metadata": {"name": "p"}, "spec": {"containers": containers}})
-        };
-        assert_eq!(choose(&pod(&["a"]), "").unwrap(), "a");
-        assert_eq!(choose(&pod(&["a", "b"]), "b").unwrap(), "b");
-        let many = choose(&pod(&["a", "b"]), "").unwrap_err().message;
-        assert_eq!(many, "a container name must be specified for pod p, choose one of: [a b]");
-        let wrong = choose(&pod(&["a"]), "x").unwrap_err().message;
-        assert_eq!(wrong, "container x is not valid for pod p");
+    fn containers_are_chosen_in_upstreams_words() {
+        let one = json!({"metadata": {"name": "x"}, "spec": {"containers": [{"name": "a"}]}});
+        let two = json!({"metadata": {"name": "x"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}],
+            "initContainers": [{"name": "i"}]}});
+        assert_eq!(container(&one, "").unwrap(), "a");
+        assert_eq!(container(&two, "i").unwrap(), "i");
+        assert_eq!(
+            container(&two, "").unwrap_err().message,
+            "a container name must be specified for pod x, choose one of: [a b] or one of the init containers: [i]"
+        );
+        assert_eq!(container(&two, "z").unwrap_err().message, "container z is not valid for pod x");
     }
 
     #[test]
-    fn scheme_name_and_port_are_told_apart() {
-        assert_eq!(split("web"), Some(("", "web", "")));
-        assert_eq!(split("web:http"), Some(("", "web", "http")));
-        assert_eq!(split("https:web:443"), Some(("https", "web", "443")));
-        assert_eq!(split("ftp:web:1"), None);
+    fn ids_and_tails_are_taken_apart() {
+        assert_eq!(Id::parse("b"), Some(Id { scheme: "", name: "b", port: "" }));
+        assert_eq!(Id::parse("b:80"), Some(Id { scheme: "", name: "b", port: "80" }));
+        assert_eq!(Id::parse("https:b:web"), Some(Id { scheme: "https", name: "b", port: "web" }));
+        assert_eq!(Id::parse("ftp:b:1"), None);
+        assert_eq!(Id::parse(":"), None);
+        assert_eq!(tail("/api/v1/namespaces/a/services/b/proxy/x%20y/", true), "/x%20y/");
+        assert_eq!(tail("/api/v1/namespaces/a/services/b/proxy/", true), "/");
+        assert_eq!(tail("/api/v1/nodes/b/proxy/pods", false), "/pods");
+    }
+
+    #[test]
+    fn only_ready_endpoints_of_the_port_answer() {
+        let slice = json!({"ports": [{"name": "web", "port": 8080}], "endpoints": [
+            {"addresses": ["10.0.0.1"], "conditions": {"ready": true}},
+            {"addresses": ["10.0.0.2"], "conditions": {"ready": false}},
+            {"addresses": ["10.0.0.3"]}]});
+        let found: Vec<String> = ready(&slice, "web")
+            .iter()
+            .map(|(address, port)| format!("{address}:{port}"))
+            .collect();
+        assert_eq!(found, ["10.0.0.1:8080", "10.0.0.3:8080"]);
+        assert!(ready(&slice, "other").is_empty());
     }
 }

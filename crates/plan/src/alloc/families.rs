@@ -59,12 +59,17 @@ const SINGLE: &str = "SingleStack";
 const REQUIRE: &str = "RequireDualStack";
 
 /// Fills `ipFamilyPolicy` and `ipFamilies`; refuses what the cluster does not have.
-pub(super) fn complete(allocator: &Allocator, service: &mut Value, old: Option<&Value>) -> Result<(), StatusError> {
+pub(super) fn complete(
+    allocator: &Allocator,
+    service: &mut Value,
+    old: Option<&Value>,
+) -> Result<(), StatusError> {
     if !needs_cluster_ip(service) {
         return Ok(());
     }
     inherit(service, old);
-    let selects = service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty());
+    let selects =
+        service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty());
     let free = is_headless(service) && !selects;
     if service["spec"]["ipFamilyPolicy"].as_str().unwrap_or("").is_empty() {
         service["spec"]["ipFamilyPolicy"] = if free { REQUIRE } else { SINGLE }.into();
@@ -87,7 +92,8 @@ pub(super) fn complete(allocator: &Allocator, service: &mut Value, old: Option<&
         families.extend(allocator.families().first());
     }
     if families.len() == 1 && service["spec"]["ipFamilyPolicy"] != SINGLE {
-        families.extend(allocator.families().into_iter().find(|family| *family == families[0].other()));
+        families
+            .extend(allocator.families().into_iter().find(|family| *family == families[0].other()));
     }
     set_families(service, &families);
     Ok(())
@@ -110,7 +116,9 @@ fn inherit(service: &mut Value, old: Option<&Value>) {
     }
     for field in ["ipFamilies", "clusterIPs"] {
         let same = service["spec"][field] == old["spec"][field];
-        if let Some(list) = service["spec"][field].as_array_mut().filter(|list| same && list.len() == 2) {
+        if let Some(list) =
+            service["spec"][field].as_array_mut().filter(|list| same && list.len() == 2)
+        {
             list.truncate(1);
         }
     }
@@ -147,12 +155,17 @@ fn check(allocator: &Allocator, service: &Value, old: Option<&Value>) -> Result<
     let policy = &service["spec"]["ipFamilyPolicy"];
     let families = families(service);
     let mut errors = Vec::new();
-    let mut refuse = |why: &str| errors.push(FieldError::invalid("spec.ipFamilyPolicy", policy, why));
+    let mut refuse =
+        |why: &str| errors.push(FieldError::invalid("spec.ipFamilyPolicy", policy, why));
     if policy == SINGLE {
         if strings(&service["spec"]["clusterIPs"]).len() > 1 {
-            refuse("must be 'RequireDualStack' or 'PreferDualStack' when multiple cluster IPs are specified");
+            refuse(
+                "must be 'RequireDualStack' or 'PreferDualStack' when multiple cluster IPs are specified",
+            );
         } else if families.len() > 1 {
-            refuse("must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified");
+            refuse(
+                "must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified",
+            );
         }
     } else if old.is_some_and(|old| strings(&old["spec"]["clusterIPs"]).len() == 2)
         && strings(&service["spec"]["clusterIPs"]).len() == 1

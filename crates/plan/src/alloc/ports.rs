@@ -10,7 +10,11 @@ use super::Allocator;
 use super::service::{invalid, name, needs_health_check, needs_node_ports};
 
 /// Fills the node ports that the Service needs and lacks.
-pub(super) fn complete(allocator: &Allocator, service: &mut Value, seed: u64) -> Result<(), StatusError> {
+pub(super) fn complete(
+    allocator: &Allocator,
+    service: &mut Value,
+    seed: u64,
+) -> Result<(), StatusError> {
     let owner = name(service);
     let mut chosen: Vec<u16> = requested(allocator, service)?;
     let wanted = service["spec"]["type"] == "NodePort"
@@ -26,7 +30,9 @@ pub(super) fn complete(allocator: &Allocator, service: &mut Value, seed: u64) ->
             Some(shared) => shared,
             None => allocator
                 .next_port(seed.rotate_left(u32::try_from(index % 64).unwrap_or(0)), &chosen)
-                .map_err(|why| StatusError::internal(format!("failed to allocate a nodePort: {why}")))?,
+                .map_err(|why| {
+                    StatusError::internal(format!("failed to allocate a nodePort: {why}"))
+                })?,
         };
         chosen.push(next);
         service["spec"]["ports"][index]["nodePort"] = next.into();
@@ -34,12 +40,16 @@ pub(super) fn complete(allocator: &Allocator, service: &mut Value, seed: u64) ->
     if needs_health_check(service) {
         match number(&service["spec"]["healthCheckNodePort"]) {
             Some(port) => allocator.check_port(port, &owner).map_err(|why| {
-                StatusError::internal(format!("failed to allocate requested HealthCheck NodePort {port}: {why}"))
+                StatusError::internal(format!(
+                    "failed to allocate requested HealthCheck NodePort {port}: {why}"
+                ))
             })?,
             None => {
-                let port = allocator
-                    .next_port(seed.rotate_right(7), &chosen)
-                    .map_err(|why| StatusError::internal(format!("failed to allocate a HealthCheck NodePort: {why}")))?;
+                let port = allocator.next_port(seed.rotate_right(7), &chosen).map_err(|why| {
+                    StatusError::internal(format!(
+                        "failed to allocate a HealthCheck NodePort: {why}"
+                    ))
+                })?;
                 service["spec"]["healthCheckNodePort"] = port.into();
             }
         }
@@ -65,7 +75,11 @@ fn requested(allocator: &Allocator, service: &Value) -> Result<Vec<u16>, StatusE
             Err(_) => allocator.check_port(0, &owner),
         };
         if let Err(why) = checked {
-            errors.push(FieldError::invalid(format!("spec.ports[{index}].nodePort"), &port["nodePort"], why));
+            errors.push(FieldError::invalid(
+                format!("spec.ports[{index}].nodePort"),
+                &port["nodePort"],
+                why,
+            ));
         }
     }
     if errors.is_empty() { Ok(requested) } else { Err(invalid(service, &errors)) }
@@ -76,7 +90,9 @@ fn sibling(service: &Value, index: usize) -> Option<u16> {
     let ports = service["spec"]["ports"].as_array()?;
     let own = ports.get(index)?;
     let taken = |shared: u16| {
-        ports.iter().any(|port| number(&port["nodePort"]) == Some(shared) && port["protocol"] == own["protocol"])
+        ports.iter().any(|port| {
+            number(&port["nodePort"]) == Some(shared) && port["protocol"] == own["protocol"]
+        })
     };
     ports
         .iter()

@@ -8,9 +8,9 @@ use api::resource::FieldError;
 use api::{Name, StatusError};
 use serde_json::{Map, Value, json};
 
+use super::Allocator;
 use super::families::{self, Family};
 use super::ports::{self, number};
-use super::Allocator;
 
 impl Allocator {
     /// Completes a Service that is to be stored: families, ClusterIPs, node ports. `old` is what it replaces. The
@@ -18,7 +18,12 @@ impl Allocator {
     ///
     /// # Errors
     /// 422 for values that cannot be given, 500 when a range is full, both in upstream's words.
-    pub fn allocate(&self, service: &mut Value, old: Option<&Value>, seed: u64) -> Result<(), StatusError> {
+    pub fn allocate(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+        seed: u64,
+    ) -> Result<(), StatusError> {
         if !service["spec"].is_object() {
             return Ok(());
         }
@@ -39,15 +44,19 @@ impl Allocator {
         let given = service["spec"]["clusterIPs"].clone();
         let mut chosen = Vec::new();
         for (index, family) in families::families(service).into_iter().enumerate() {
-            let Some(text) = given.get(index).and_then(Value::as_str).filter(|text| !text.is_empty()) else {
-                let address = self
-                    .next_address(family, seed)
-                    .map_err(|why| StatusError::internal(format!("failed to allocate a serviceIP: {why}")))?;
+            let Some(text) =
+                given.get(index).and_then(Value::as_str).filter(|text| !text.is_empty())
+            else {
+                let address = self.next_address(family, seed).map_err(|why| {
+                    StatusError::internal(format!("failed to allocate a serviceIP: {why}"))
+                })?;
                 chosen.push(address.to_string());
                 continue;
             };
             // What is no address of that family is left to validation.
-            if let Some(address) = text.parse::<IpAddr>().ok().filter(|address| Family::of(*address) == family) {
+            if let Some(address) =
+                text.parse::<IpAddr>().ok().filter(|address| Family::of(*address) == family)
+            {
                 self.check_address(address, &owner).map_err(|why| {
                     let why = format!("failed to allocate IP {text}: {why}");
                     invalid(service, &[FieldError::invalid("spec.clusterIPs", &given, why)])
@@ -55,7 +64,8 @@ impl Allocator {
             }
             chosen.push(text.to_owned());
         }
-        let extra = given.as_array().into_iter().flatten().skip(chosen.len()).filter_map(Value::as_str);
+        let extra =
+            given.as_array().into_iter().flatten().skip(chosen.len()).filter_map(Value::as_str);
         let chosen: Vec<String> = chosen.iter().cloned().chain(extra.map(str::to_owned)).collect();
         service["spec"]["clusterIP"] = chosen.first().map_or("", String::as_str).into();
         service["spec"]["clusterIPs"] = json!(chosen);
@@ -77,8 +87,16 @@ pub(super) fn name(service: &Value) -> Name {
 /// The ClusterIPs that a Service holds.
 pub(super) fn addresses(service: &Value) -> Vec<IpAddr> {
     let list = strings(&service["spec"]["clusterIPs"]);
-    let list = if list.is_empty() { service["spec"]["clusterIP"].as_str().into_iter().collect() } else { list };
-    if needs_cluster_ip(service) { list.into_iter().filter_map(|text| text.parse().ok()).collect() } else { Vec::new() }
+    let list = if list.is_empty() {
+        service["spec"]["clusterIP"].as_str().into_iter().collect()
+    } else {
+        list
+    };
+    if needs_cluster_ip(service) {
+        list.into_iter().filter_map(|text| text.parse().ok()).collect()
+    } else {
+        Vec::new()
+    }
 }
 
 /// The node ports that a Service holds.
@@ -96,7 +114,10 @@ pub(super) fn strings(value: &Value) -> Vec<&str> {
 
 /// Every type but ExternalName has ClusterIPs, or `None`.
 pub(super) fn needs_cluster_ip(service: &Value) -> bool {
-    matches!(service["spec"]["type"].as_str(), None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer"))
+    matches!(
+        service["spec"]["type"].as_str(),
+        None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer")
+    )
 }
 
 /// Whether node ports may be there at all.
@@ -122,7 +143,9 @@ fn spec(service: &mut Value) -> &mut Map<String, Value> {
 fn drop_by_type(service: &mut Value, old: &Value) {
     let same = |service: &Value, field: &str| service["spec"][field] == old["spec"][field];
     if needs_cluster_ip(old) && !needs_cluster_ip(service) {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+        for field in
+            ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
+        {
             if same(service, field) {
                 spec(service).remove(field);
             }
@@ -140,7 +163,10 @@ fn drop_by_type(service: &mut Value, old: &Value) {
             spec(service).remove("externalTrafficPolicy");
         }
     }
-    if needs_health_check(old) && !needs_health_check(service) && same(service, "healthCheckNodePort") {
+    if needs_health_check(old)
+        && !needs_health_check(service)
+        && same(service, "healthCheckNodePort")
+    {
         spec(service).remove("healthCheckNodePort");
     }
     if old["spec"]["type"] == "LoadBalancer" && service["spec"]["type"] != "LoadBalancer" {
@@ -169,7 +195,9 @@ fn keep_allocated(service: &mut Value, old: &Value) {
     if needs_node_ports(old) && needs_node_ports(service) {
         keep_node_ports(service, old);
     }
-    if needs_health_check(old) && needs_health_check(service) && number(&service["spec"]["healthCheckNodePort"]).is_none()
+    if needs_health_check(old)
+        && needs_health_check(service)
+        && number(&service["spec"]["healthCheckNodePort"]).is_none()
     {
         service["spec"]["healthCheckNodePort"] = old["spec"]["healthCheckNodePort"].clone();
     }
@@ -185,7 +213,9 @@ fn keep_node_ports(service: &mut Value, old: &Value) {
         if number(&port["nodePort"]).is_some() {
             continue;
         }
-        let was = port_list(old).iter().find(|was| was["port"] == port["port"] && was["protocol"] == port["protocol"]);
+        let was = port_list(old)
+            .iter()
+            .find(|was| was["port"] == port["port"] && was["protocol"] == port["protocol"]);
         if let Some(was) = was.filter(|was| number(&was["nodePort"]).is_some())
             && !taken.contains(&(was["protocol"].clone(), was["nodePort"].clone()))
         {
@@ -215,7 +245,8 @@ fn normalize(service: &mut Value, old: Option<&Value>) {
         } else {
             service["spec"]["clusterIPs"] = json!([now]);
         }
-    } else if now == first(old) && !list_same && strings(&service["spec"]["clusterIPs"]).is_empty() {
+    } else if now == first(old) && !list_same && strings(&service["spec"]["clusterIPs"]).is_empty()
+    {
         spec(service).remove("clusterIP");
         spec(service).remove("clusterIPs");
     } else if !now.is_empty() && strings(&service["spec"]["clusterIPs"]).is_empty() {

@@ -15,7 +15,10 @@ fn mk_service(name: &str, spec: Value) -> Value {
 }
 
 fn web(kind: &str) -> Value {
-    mk_service("web", json!({"type": kind, "selector": {"app": "web"}, "ports": [{"port": 80, "protocol": "TCP"}]}))
+    mk_service(
+        "web",
+        json!({"type": kind, "selector": {"app": "web"}, "ports": [{"port": 80, "protocol": "TCP"}]}),
+    )
 }
 
 fn refused(allocator: &Allocator, spec: Value) -> String {
@@ -53,21 +56,28 @@ fn a_full_upper_band_spills_into_the_lower_and_then_fails() {
     let mut allocator = Allocator::new(&["10.0.0.0/28".parse().unwrap()], 30000..=30000);
     let mut given = BTreeSet::new();
     for index in 0..14 {
-        let mut service = mk_service(&format!("s{index}"), json!({"type": "ClusterIP", "selector": {"a": "b"}}));
+        let mut service =
+            mk_service(&format!("s{index}"), json!({"type": "ClusterIP", "selector": {"a": "b"}}));
         allocator.allocate(&mut service, None, index * 31).unwrap();
         allocator.take(&service);
         given.extend(addresses_of(&service));
     }
     assert_eq!(given.len(), 14);
     let spec = json!({"type": "ClusterIP", "selector": {"a": "b"}});
-    assert_eq!(refused(&allocator, spec), "Internal error occurred: failed to allocate a serviceIP: range is full");
+    assert_eq!(
+        refused(&allocator, spec),
+        "Internal error occurred: failed to allocate a serviceIP: range is full"
+    );
 }
 
 #[test]
 fn refusals_speak_as_upstream() {
     let mut allocator = mk_allocator();
-    allocator.take(&mk_service("other", json!({"type": "NodePort", "clusterIP": "10.96.0.5",
-        "clusterIPs": ["10.96.0.5"], "ports": [{"port": 1, "nodePort": 30007}]})));
+    allocator.take(&mk_service(
+        "other",
+        json!({"type": "NodePort", "clusterIP": "10.96.0.5",
+        "clusterIPs": ["10.96.0.5"], "ports": [{"port": 1, "nodePort": 30007}]}),
+    ));
     let with = |clusters: &[&str]| json!({"clusterIP": clusters[0], "clusterIPs": clusters, "selector": {"a": "b"}});
     assert_eq!(
         refused(&allocator, with(&["10.96.0.5"])),
@@ -110,27 +120,40 @@ fn refusals_speak_as_upstream() {
 #[test]
 fn families_default_by_policy_and_cluster() {
     let single = mk_allocator();
-    let dual = Allocator::new(&["10.96.0.0/24".parse().unwrap(), "fd00::/112".parse().unwrap()], 30000..=30099);
+    let dual = Allocator::new(
+        &["10.96.0.0/24".parse().unwrap(), "fd00::/112".parse().unwrap()],
+        30000..=30099,
+    );
     let complete = |allocator: &Allocator, spec: Value| {
         let mut service = mk_service("web", spec);
         allocator.allocate(&mut service, None, 3).unwrap();
         service["spec"].clone()
     };
     let plain = complete(&single, json!({"selector": {"a": "b"}}));
-    assert_eq!((&plain["ipFamilyPolicy"], &plain["ipFamilies"]), (&json!("SingleStack"), &json!(["IPv4"])));
+    assert_eq!(
+        (&plain["ipFamilyPolicy"], &plain["ipFamilies"]),
+        (&json!("SingleStack"), &json!(["IPv4"]))
+    );
     let headless = complete(&single, json!({"clusterIP": "None"}));
     assert_eq!(headless["ipFamilyPolicy"], "RequireDualStack");
     assert_eq!(headless["ipFamilies"], json!(["IPv4", "IPv6"]));
     assert_eq!(headless["clusterIPs"], json!(["None"]));
     let headless = complete(&single, json!({"clusterIP": "None", "selector": {"a": "b"}}));
-    assert_eq!((&headless["ipFamilyPolicy"], &headless["ipFamilies"]), (&json!("SingleStack"), &json!(["IPv4"])));
+    assert_eq!(
+        (&headless["ipFamilyPolicy"], &headless["ipFamilies"]),
+        (&json!("SingleStack"), &json!(["IPv4"]))
+    );
     let prefer = json!({"ipFamilyPolicy": "PreferDualStack", "selector": {"a": "b"}});
     assert_eq!(complete(&single, prefer.clone())["ipFamilies"], json!(["IPv4"]));
     let both = complete(&dual, prefer);
     assert_eq!(both["ipFamilies"], json!(["IPv4", "IPv6"]));
     assert_eq!(both["clusterIPs"].as_array().unwrap().len(), 2);
     assert_eq!(both["clusterIP"], both["clusterIPs"][0]);
-    assert!(complete(&single, json!({"type": "ExternalName", "externalName": "a.b"})).get("ipFamilies").is_none());
+    assert!(
+        complete(&single, json!({"type": "ExternalName", "externalName": "a.b"}))
+            .get("ipFamilies")
+            .is_none()
+    );
 }
 
 #[test]
@@ -150,7 +173,9 @@ fn updates_keep_and_release_by_type() {
     let mut external = old.clone();
     external["spec"]["type"] = "ExternalName".into();
     allocator.allocate(&mut external, Some(&old), 10).unwrap();
-    assert!(external["spec"].get("clusterIP").is_none() && external["spec"].get("ipFamilies").is_none());
+    assert!(
+        external["spec"].get("clusterIP").is_none() && external["spec"].get("ipFamilies").is_none()
+    );
     let mut back = external.clone();
     back["spec"]["type"] = "ClusterIP".into();
     allocator.allocate(&mut back, Some(&external), 10).unwrap();
