@@ -73,15 +73,20 @@ pub struct FieldError {
     pub kind: FieldErrorKind,
     /// The field, as `spec.ports[0].port`.
     pub field: String,
-    /// The value, where the message shows it.
-    pub value: Option<Value>,
+    /// The value as messages show it (texts quoted, the rest as JSON), where they show it.
+    pub value: Option<String>,
     /// The rule, in words; may be empty.
     pub detail: String,
 }
 
 impl FieldError {
-    fn new(kind: FieldErrorKind, field: impl Into<String>, value: Option<&Value>, detail: impl Into<String>) -> Self {
-        Self { kind, field: field.into(), value: value.cloned(), detail: detail.into() }
+    fn new(
+        kind: FieldErrorKind,
+        field: impl Into<String>,
+        value: Option<&Value>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self { kind, field: field.into(), value: value.map(shown), detail: detail.into() }
     }
 
     /// The field must be set.
@@ -92,6 +97,23 @@ impl FieldError {
     /// The value is malformed.
     pub fn invalid(field: impl Into<String>, value: &Value, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::Invalid, field, Some(value), detail)
+    }
+
+    /// The value is malformed; `shown` is how the message writes it, for what Go prints otherwise than JSON sorts it.
+    pub fn invalid_shown(
+        field: impl Into<String>,
+        shown: impl Into<String>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            value: Some(shown.into()),
+            ..Self::new(FieldErrorKind::Invalid, field, None, detail)
+        }
+    }
+
+    /// The value is there twice; `shown` is how the message writes it.
+    pub fn duplicate_shown(field: impl Into<String>, shown: impl Into<String>) -> Self {
+        Self { value: Some(shown.into()), ..Self::new(FieldErrorKind::Duplicate, field, None, "") }
     }
 
     /// The value is there twice.
@@ -107,7 +129,11 @@ impl FieldError {
     /// The value is not one of `known`.
     pub fn unsupported(field: impl Into<String>, value: &Value, known: &[&str]) -> Self {
         let known: Vec<String> = known.iter().map(|known| format!("{known:?}")).collect();
-        let detail = if known.is_empty() { String::new() } else { format!("supported values: {}", known.join(", ")) };
+        let detail = if known.is_empty() {
+            String::new()
+        } else {
+            format!("supported values: {}", known.join(", "))
+        };
         Self::new(FieldErrorKind::NotSupported, field, Some(value), detail)
     }
 
@@ -119,7 +145,12 @@ impl FieldError {
     /// The text has more than `max` bytes.
     pub fn too_long(field: impl Into<String>, max: usize) -> Self {
         let unit = if max == 1 { "byte" } else { "bytes" };
-        Self::new(FieldErrorKind::TooLong, field, None, format!("may not be more than {max} {unit}"))
+        Self::new(
+            FieldErrorKind::TooLong,
+            field,
+            None,
+            format!("may not be more than {max} {unit}"),
+        )
     }
 
     /// There are more than `max` members.
@@ -135,7 +166,7 @@ impl FieldError {
         let mut text = self.kind.words().to_owned();
         if let Some(value) = &self.value {
             text.push_str(": ");
-            text.push_str(&shown(value));
+            text.push_str(value);
         }
         if !self.detail.is_empty() {
             text.push_str(": ");
@@ -183,7 +214,11 @@ impl StatusError {
         if !group.is_empty() {
             details["group"] = group.into();
         }
-        Self { reason: Reason::Invalid, message: format!("{subject} {name:?} is invalid: {all}"), details }
+        Self {
+            reason: Reason::Invalid,
+            message: format!("{subject} {name:?} is invalid: {all}"),
+            details,
+        }
     }
 }
 
@@ -193,11 +228,18 @@ mod tests {
 
     #[test]
     fn errors_read_as_upstreams() {
-        let one = FieldError::invalid("spec.ports[0].port", &0.into(), "must be between 1 and 65535, inclusive");
+        let one = FieldError::invalid(
+            "spec.ports[0].port",
+            &0.into(),
+            "must be between 1 and 65535, inclusive",
+        );
         let status = StatusError::invalid("", "Service", "web", std::slice::from_ref(&one));
         let text = "Service \"web\" is invalid: spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive";
         assert_eq!(status.message, text);
-        let two = [FieldError::required("spec.selector", ""), FieldError::unsupported("spec.type", &"X".into(), &["A", "B"])];
+        let two = [
+            FieldError::required("spec.selector", ""),
+            FieldError::unsupported("spec.type", &"X".into(), &["A", "B"]),
+        ];
         let status = StatusError::invalid("apps", "Deployment", "web", &two);
         let text = "Deployment.apps \"web\" is invalid: [spec.selector: Required value, spec.type: Unsupported value: \"X\": supported values: \"A\", \"B\"]";
         assert_eq!(status.message, text);

@@ -8,6 +8,7 @@ pub mod defaults;
 mod qos;
 pub mod quantity;
 pub mod apply;
+pub mod duration;
 pub mod field;
 mod kind;
 mod name;
@@ -17,6 +18,7 @@ pub mod protobuf;
 pub mod resource;
 pub mod schema;
 pub mod selector;
+mod validation;
 mod status;
 
 pub use kind::{Kind, ResourceScope, Scoped};

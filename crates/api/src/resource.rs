@@ -146,14 +146,20 @@ impl Resource {
     /// `apps/v1`, or `v1` in the core group.
     #[must_use]
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 }
 
 /// The row of a path.
 #[must_use]
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    RESOURCES.iter().find(|row| row.group == group && row.version == version && row.plural == plural)
+    RESOURCES
+        .iter()
+        .find(|row| row.group == group && row.version == version && row.plural == plural)
 }
 
 /// The row of a kind.

@@ -32,7 +32,8 @@ pub fn service(object: &mut Value) {
         }
     }
     let kind = spec["type"].as_str().unwrap_or_default().to_owned();
-    let external_ips = spec["externalIPs"].as_array().is_some_and(|addresses| !addresses.is_empty());
+    let external_ips =
+        spec["externalIPs"].as_array().is_some_and(|addresses| !addresses.is_empty());
     if kind == "NodePort" || kind == "LoadBalancer" || (kind == "ClusterIP" && external_ips) {
         set(spec, "externalTrafficPolicy", "Cluster");
     }
@@ -86,7 +87,8 @@ pub fn secret(object: &mut Value) {
     set(object, "type", "Opaque");
     let texts = object.as_object_mut().and_then(|fields| fields.remove("stringData"));
     for (key, text) in texts.as_ref().and_then(Value::as_object).into_iter().flatten() {
-        let encoded = base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap_or_default());
+        let encoded =
+            base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap_or_default());
         object["data"][key] = encoded.into();
     }
 }
@@ -148,7 +150,8 @@ pub fn network_policy(object: &mut Value) {
 pub fn role_binding(object: &mut Value) {
     set(&mut object["roleRef"], "apiGroup", "rbac.authorization.k8s.io");
     for subject in each(object, "subjects") {
-        let group = if subject["kind"] == "ServiceAccount" { "" } else { "rbac.authorization.k8s.io" };
+        let group =
+            if subject["kind"] == "ServiceAccount" { "" } else { "rbac.authorization.k8s.io" };
         if !group.is_empty() {
             set(subject, "apiGroup", group);
         }
@@ -172,7 +175,9 @@ pub fn limit_range(object: &mut Value) {
         if limit["type"] != "Container" {
             continue;
         }
-        for (from, to) in [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")] {
+        for (from, to) in
+            [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")]
+        {
             let values = limit[from].as_object().cloned().unwrap_or_default();
             for (name, value) in values {
                 if limit[to][&name].is_null() {

@@ -38,7 +38,9 @@ fn spec(spec: &mut Value, is_pod: bool) {
         volume(one);
     }
     // The old name of the field is kept in step for old clients.
-    for (from, to) in [("serviceAccountName", "serviceAccount"), ("serviceAccount", "serviceAccountName")] {
+    for (from, to) in
+        [("serviceAccountName", "serviceAccount"), ("serviceAccount", "serviceAccountName")]
+    {
         if let Some(name) = spec.get(from).filter(|name| !name.is_null()).cloned() {
             set(spec, to, name);
         }

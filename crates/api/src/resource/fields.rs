@@ -32,13 +32,19 @@ pub fn pod(object: &Value) -> Fields {
 /// `nodes`
 #[must_use]
 pub fn node(object: &Value) -> Fields {
-    vec![("spec.unschedulable", object["spec"]["unschedulable"].as_bool().unwrap_or(false).to_string())]
+    vec![(
+        "spec.unschedulable",
+        object["spec"]["unschedulable"].as_bool().unwrap_or(false).to_string(),
+    )]
 }
 
 /// `namespaces`
 #[must_use]
 pub fn namespace(object: &Value) -> Fields {
-    vec![("status.phase", text(&object["status"]["phase"])), ("name", text(&object["metadata"]["name"]))]
+    vec![
+        ("status.phase", text(&object["status"]["phase"])),
+        ("name", text(&object["metadata"]["name"])),
+    ]
 }
 
 /// `secrets`
@@ -50,7 +56,10 @@ pub fn secret(object: &Value) -> Fields {
 /// `services`
 #[must_use]
 pub fn service(object: &Value) -> Fields {
-    vec![("spec.clusterIP", text(&object["spec"]["clusterIP"])), ("spec.type", text(&object["spec"]["type"]))]
+    vec![
+        ("spec.clusterIP", text(&object["spec"]["clusterIP"])),
+        ("spec.type", text(&object["spec"]["type"])),
+    ]
 }
 
 /// `replicasets` and `replicationcontrollers`
@@ -68,7 +77,11 @@ pub fn job(object: &Value) -> Fields {
 /// `events` of both groups
 #[must_use]
 pub fn event(object: &Value) -> Fields {
-    let about = if object["involvedObject"].is_object() { &object["involvedObject"] } else { &object["regarding"] };
+    let about = if object["involvedObject"].is_object() {
+        &object["involvedObject"]
+    } else {
+        &object["regarding"]
+    };
     let source = text(&object["source"]["component"]);
     let reporter = text(&object["reportingComponent"]);
     vec![

@@ -49,7 +49,6 @@ fn keep(new: &mut Value, old: &Value, field: &str) {
     }
 }
 
-
 /// A namespace is active and carries its own name as a label.
 pub fn namespace_create(object: &mut Value) {
     create(object);

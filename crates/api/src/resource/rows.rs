@@ -3,7 +3,8 @@
 use super::{Resource, Subresource, rules};
 use crate::ResourceScope;
 
-const ALL: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const ALL: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const NO_COLLECTION: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
 const CREATE: &[&str] = &["create"];
 
@@ -135,7 +136,16 @@ pub static RESOURCES: &[Resource] = &[
         short_names: &["po"],
         categories: &["all"],
         scope: ResourceScope::Namespaced,
-        subresources: &[Subresource::Status, Subresource::Log, Subresource::Exec, Subresource::Attach, Subresource::PortForward, Subresource::Proxy, Subresource::Binding, Subresource::Eviction],
+        subresources: &[
+            Subresource::Status,
+            Subresource::Log,
+            Subresource::Exec,
+            Subresource::Attach,
+            Subresource::PortForward,
+            Subresource::Proxy,
+            Subresource::Binding,
+            Subresource::Eviction,
+        ],
         verbs: ALL,
         rules: rules::POD,
     },

@@ -2,11 +2,26 @@
 
 use super::{Column, Rules, fields, prepare};
 use crate::defaults;
+use crate::validation::{
+    config, endpoints, job, meta, network, pod, policy, rbac, service, storage, workload,
+};
 
 /// The columns of kinds without columns of their own.
 pub const NAME_AGE: &[Column] = &[
-    Column { name: "Name", kind: "string", format: "name", description: "The name of the object.", priority: 0 },
-    Column { name: "Age", kind: "date", format: "", description: "The time since the object was created.", priority: 0 },
+    Column {
+        name: "Name",
+        kind: "string",
+        format: "name",
+        description: "The name of the object.",
+        priority: 0,
+    },
+    Column {
+        name: "Age",
+        kind: "date",
+        format: "",
+        description: "The time since the object was created.",
+        priority: 0,
+    },
 ];
 
 /// A kind without rules of its own: any content, with spec and status told apart.
@@ -16,12 +31,14 @@ pub const GENERIC: Rules = Rules {
     prepare_update: prepare::update,
     prepare_status: prepare::status,
     validate_create: |_| Vec::new(),
-    validate_update: |_, _| Vec::new(),
-    validate_status: |_, _| Vec::new(),
+    validate_update: meta::update,
+    validate_status: meta::update,
     warnings: |_| Vec::new(),
     fields: |_| Vec::new(),
     columns: NAME_AGE,
-    row: |object, _| vec![object["metadata"]["name"].clone(), object["metadata"]["creationTimestamp"].clone()],
+    row: |object, _| {
+        vec![object["metadata"]["name"].clone(), object["metadata"]["creationTimestamp"].clone()]
+    },
 };
 
 /// `pods`.
@@ -30,6 +47,9 @@ pub const POD: Rules = Rules {
     prepare_create: prepare::pod_create,
     prepare_update: prepare::pod_update,
     fields: fields::pod,
+    validate_create: pod::create,
+    validate_update: pod::update,
+    validate_status: pod::status,
     ..GENERIC
 };
 
@@ -39,6 +59,10 @@ pub const SERVICE: Rules = Rules {
     prepare_create: prepare::service_create,
     prepare_update: prepare::service_update,
     fields: fields::service,
+    validate_create: service::create,
+    validate_update: service::update,
+    validate_status: service::status,
+    warnings: service::warnings,
     ..GENERIC
 };
 
@@ -46,6 +70,9 @@ pub const SERVICE: Rules = Rules {
 pub const NODE: Rules = Rules {
     default: defaults::core::node,
     fields: fields::node,
+    validate_create: config::create_node,
+    validate_update: config::update_node,
+    validate_status: config::status_node,
     ..GENERIC
 };
 
@@ -55,12 +82,16 @@ pub const NAMESPACE: Rules = Rules {
     prepare_create: prepare::namespace_create,
     prepare_update: prepare::namespace_update,
     fields: fields::namespace,
+    validate_create: config::create_namespace,
+    validate_status: config::status_namespace,
     ..GENERIC
 };
 
 /// `events`.
 pub const EVENT: Rules = Rules {
     fields: fields::event,
+    validate_create: config::create_event,
+    validate_update: config::update_event,
     ..GENERIC
 };
 
@@ -68,34 +99,45 @@ pub const EVENT: Rules = Rules {
 pub const SECRET: Rules = Rules {
     default: defaults::core::secret,
     fields: fields::secret,
+    validate_create: config::create_secret,
+    validate_update: config::update_secret,
     ..GENERIC
 };
 
 /// `configmaps`.
 pub const CONFIG_MAP: Rules = Rules {
+    validate_create: config::create_config_map,
+    validate_update: config::update_config_map,
     ..GENERIC
 };
 
 /// `serviceaccounts`.
-pub const SERVICE_ACCOUNT: Rules = Rules {
-    ..GENERIC
-};
+pub const SERVICE_ACCOUNT: Rules =
+    Rules { validate_create: config::create_service_account, ..GENERIC };
 
 /// `endpoints`.
 pub const ENDPOINTS: Rules = Rules {
     default: defaults::core::endpoints,
+    validate_create: endpoints::create,
+    validate_update: endpoints::update,
+    warnings: endpoints::warnings,
     ..GENERIC
 };
 
 /// `persistentvolumes`.
 pub const PERSISTENT_VOLUME: Rules = Rules {
     default: defaults::core::persistent_volume,
+    validate_create: storage::create_volume,
+    validate_update: storage::update_volume,
     ..GENERIC
 };
 
 /// `persistentvolumeclaims`.
 pub const PERSISTENT_VOLUME_CLAIM: Rules = Rules {
     default: defaults::core::persistent_volume_claim,
+    validate_create: storage::create_claim,
+    validate_update: storage::update_claim,
+    validate_status: storage::status_claim,
     ..GENERIC
 };
 
@@ -103,29 +145,41 @@ pub const PERSISTENT_VOLUME_CLAIM: Rules = Rules {
 pub const REPLICATION_CONTROLLER: Rules = Rules {
     default: defaults::workloads::replication_controller,
     fields: fields::replicas,
+    validate_create: workload::create_controller,
+    validate_update: workload::update_controller,
+    validate_status: workload::status_replica_set,
     ..GENERIC
 };
 
 /// `resourcequotas`.
 pub const RESOURCE_QUOTA: Rules = Rules {
+    validate_create: config::create_quota,
+    validate_update: config::update_quota,
     ..GENERIC
 };
 
 /// `limitranges`.
 pub const LIMIT_RANGE: Rules = Rules {
     default: defaults::core::limit_range,
+    validate_create: config::create_limits,
+    validate_update: config::update_limits,
     ..GENERIC
 };
 
 /// `podtemplates`.
 pub const POD_TEMPLATE: Rules = Rules {
     default: defaults::workloads::pod_template,
+    validate_create: workload::create_template,
+    validate_update: workload::update_template,
     ..GENERIC
 };
 
 /// `deployments`.
 pub const DEPLOYMENT: Rules = Rules {
     default: defaults::workloads::deployment,
+    validate_create: workload::create_deployment,
+    validate_update: workload::update_deployment,
+    validate_status: workload::status_deployment,
     ..GENERIC
 };
 
@@ -133,23 +187,34 @@ pub const DEPLOYMENT: Rules = Rules {
 pub const REPLICA_SET: Rules = Rules {
     default: defaults::workloads::replica_set,
     fields: fields::replicas,
+    validate_create: workload::create_replica_set,
+    validate_update: workload::update_replica_set,
+    validate_status: workload::status_replica_set,
     ..GENERIC
 };
 
 /// `statefulsets`.
 pub const STATEFUL_SET: Rules = Rules {
     default: defaults::workloads::stateful_set,
+    validate_create: workload::create_stateful_set,
+    validate_update: workload::update_stateful_set,
+    validate_status: workload::status_stateful_set,
     ..GENERIC
 };
 
 /// `daemonsets`.
 pub const DAEMON_SET: Rules = Rules {
     default: defaults::workloads::daemon_set,
+    validate_create: workload::create_daemon_set,
+    validate_update: workload::update_daemon_set,
+    validate_status: workload::status_daemon_set,
     ..GENERIC
 };
 
 /// `controllerrevisions`.
 pub const CONTROLLER_REVISION: Rules = Rules {
+    validate_create: workload::create_revision,
+    validate_update: workload::update_revision,
     ..GENERIC
 };
 
@@ -157,87 +222,119 @@ pub const CONTROLLER_REVISION: Rules = Rules {
 pub const JOB: Rules = Rules {
     default: defaults::workloads::job,
     fields: fields::job,
+    validate_create: job::create,
+    validate_update: job::update,
+    validate_status: job::status,
     ..GENERIC
 };
 
 /// `cronjobs`.
 pub const CRON_JOB: Rules = Rules {
     default: defaults::workloads::cron_job,
+    validate_create: job::create_cron,
+    validate_update: job::update_cron,
     ..GENERIC
 };
 
 /// `endpointslices`.
 pub const ENDPOINT_SLICE: Rules = Rules {
     default: defaults::core::endpoint_slice,
+    validate_create: endpoints::create_slice,
+    validate_update: endpoints::update_slice,
     ..GENERIC
 };
 
 /// `leases`.
 pub const LEASE: Rules = Rules {
+    validate_create: config::create_lease,
+    validate_update: config::update_lease,
     ..GENERIC
 };
 
 /// `ingresses`.
 pub const INGRESS: Rules = Rules {
+    validate_create: network::create_ingress,
+    validate_update: network::update_ingress,
+    validate_status: network::status_ingress,
     ..GENERIC
 };
 
 /// `ingressclasses`.
 pub const INGRESS_CLASS: Rules = Rules {
+    validate_create: network::create_class,
+    validate_update: network::update_class,
     ..GENERIC
 };
 
 /// `networkpolicies`.
 pub const NETWORK_POLICY: Rules = Rules {
     default: defaults::core::network_policy,
+    validate_create: network::create_policy,
+    validate_update: network::update_policy,
     ..GENERIC
 };
 
 /// `servicecidrs`.
 pub const SERVICE_CIDR: Rules = Rules {
+    validate_create: network::create_service_cidr,
+    validate_update: network::update_service_cidr,
     ..GENERIC
 };
 
 /// `ipaddresses`.
 pub const IP_ADDRESS: Rules = Rules {
+    validate_create: network::create_ip_address,
+    validate_update: network::update_ip_address,
     ..GENERIC
 };
 
 /// `roles`.
-pub const ROLE: Rules = Rules {
-    ..GENERIC
-};
+pub const ROLE: Rules =
+    Rules { validate_create: rbac::create_role, validate_update: rbac::update_role, ..GENERIC };
 
 /// `rolebindings`.
 pub const ROLE_BINDING: Rules = Rules {
     default: defaults::core::role_binding,
+    validate_create: rbac::create_binding,
+    validate_update: rbac::update_binding,
     ..GENERIC
 };
 
 /// `clusterroles`.
 pub const CLUSTER_ROLE: Rules = Rules {
+    validate_create: rbac::create_cluster_role,
+    validate_update: rbac::update_cluster_role,
     ..GENERIC
 };
 
 /// `clusterrolebindings`.
 pub const CLUSTER_ROLE_BINDING: Rules = Rules {
     default: defaults::core::role_binding,
+    validate_create: rbac::create_cluster_binding,
+    validate_update: rbac::update_cluster_binding,
     ..GENERIC
 };
 
 /// `storageclasses`.
 pub const STORAGE_CLASS: Rules = Rules {
     default: defaults::core::storage_class,
+    validate_create: storage::create_class,
+    validate_update: storage::update_class,
     ..GENERIC
 };
 
 /// `poddisruptionbudgets`.
 pub const POD_DISRUPTION_BUDGET: Rules = Rules {
+    validate_create: policy::create_budget,
+    validate_update: policy::update_budget,
+    validate_status: policy::status_budget,
     ..GENERIC
 };
 
 /// `priorityclasses`.
 pub const PRIORITY_CLASS: Rules = Rules {
     default: defaults::core::priority_class,
+    validate_create: policy::create_priority,
+    validate_update: policy::update_priority,
     ..GENERIC
 };
