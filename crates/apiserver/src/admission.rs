@@ -21,6 +21,7 @@ use crate::auth::{self, User};
 use crate::lookup::{
     CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, ENDPOINTS, PODS, ROLE_BINDINGS, ROLES, text,
 };
+pub(crate) use services::Taken;
 
 /// What a request does to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -118,7 +118,7 @@ async fn carry(client: hyper::upgrade::OnUpgrade, backend: hyper::upgrade::OnUpg
             }
         }
         Err(error) => {
-            tracing::debug!(component = "apiserver", %error, "a connection was not upgraded")
+            tracing::debug!(component = "apiserver", %error, "a connection was not upgraded");
         }
     }
 }

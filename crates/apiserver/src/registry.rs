@@ -65,6 +65,7 @@ pub struct Registry {
     store: Arc<dyn Store>,
     /// Held while a Service's addresses and ports are chosen and committed, so that none is given twice.
     allocation: tokio::sync::Mutex<()>,
+    taken: crate::admission::Taken,
 }
 
 impl Registry {
@@ -74,7 +75,13 @@ impl Registry {
     /// When the store cannot be read.
     pub async fn open(config: Config, store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
         let cache = Arc::new(Cache::open(Arc::clone(&store)).await?);
-        Ok(Arc::new(Self { cache, config, store, allocation: tokio::sync::Mutex::new(()) }))
+        Ok(Arc::new(Self {
+            cache,
+            config,
+            store,
+            allocation: tokio::sync::Mutex::new(()),
+            taken: crate::admission::Taken::default(),
+        }))
     }
 
     /// All objects in memory.
@@ -93,6 +100,11 @@ impl Registry {
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// What the stored Services hold.
+    pub(crate) fn taken(&self) -> &crate::admission::Taken {
+        &self.taken
     }
 
     /// The object of that name.
@@ -152,7 +164,9 @@ impl Registry {
         let seen = match &outcome {
             Outcome::Committed(revision) => Some(*revision),
             // Whoever tries again must see what came between.
-            Outcome::Conflict(entries) => entries.iter().flatten().map(|entry| entry.modified).max(),
+            Outcome::Conflict(entries) => {
+                entries.iter().flatten().map(|entry| entry.modified).max()
+            }
         };
         if let Some(revision) = seen {
             self.cache.wait_for(revision).await;

@@ -92,6 +92,10 @@ async fn kubectl_works_unmodified() {
         let cluster = start().await;
         let run = async |arguments: &str| cluster.run(&kubectl, arguments, "", false).await;
         assert_eq!(run("get service kubernetes -o jsonpath={.spec.clusterIP}").await, "10.96.0.1");
+        assert_eq!(run("auth can-i list pods").await, "yes\n");
+        let other = "auth can-i list pods --as system:serviceaccount:default:x";
+        assert!(cluster.run(&kubectl, other, "", true).await.starts_with("no"));
+        assert!(run("auth can-i --list").await.contains("selfsubjectaccessreviews"));
         assert_eq!(run("create configmap a --from-literal=k=v").await, "configmap/a created\n");
         assert!(run("get configmaps").await.starts_with("NAME"));
         assert_eq!(run("get configmap a -o jsonpath={.data.k}").await, "v");

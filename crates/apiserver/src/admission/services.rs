@@ -1,13 +1,20 @@
 //! ClusterIPs and node ports of Services, chosen by `plan::alloc` under the registry's lock.
 
 use api::StatusError;
+use api::resource::Resource;
+use parking_lot::Mutex;
 use plan::alloc::Allocator;
 use rand::Rng;
 use serde_json::Value;
 
 use super::{Operation, Request};
 use crate::Registry;
+use crate::cache::{ChangeKind, Changes};
 use crate::lookup::SERVICES;
+
+/// What the stored Services hold, brought up to date by their changes; made anew from them at any doubt.
+#[derive(Default)]
+pub(crate) struct Taken(Mutex<Option<(Changes, Allocator)>>);
 
 pub(super) fn admit(
     registry: &Registry,
@@ -21,16 +28,47 @@ pub(super) fn admit(
         return Ok(());
     }
     // The committed Services are all in the cache: the lock is held from here until the next one is.
-    let allocator = allocator(registry);
-    allocator.allocate(new, request.old, rand::rng().random())
+    let mut taken = registry.taken().0.lock();
+    let current = match taken.take() {
+        Some((mut changes, mut allocator)) => {
+            follow(&mut changes, &mut allocator).then_some((changes, allocator))
+        }
+        None => None,
+    };
+    let (changes, allocator) = match current {
+        Some(current) => current,
+        None => read(registry, request.resource)?,
+    };
+    let result = allocator.allocate(new, request.old, rand::rng().random());
+    *taken = Some((changes, allocator));
+    result
 }
 
-/// What is taken now.
-fn allocator(registry: &Registry) -> Allocator {
-    let config = registry.config();
-    let mut allocator = Allocator::new(&config.service_cidrs, config.node_port_range.clone());
-    for service in SERVICES.list(registry.cache(), "") {
-        allocator.take(&service);
+/// Takes in what changed; false when some of it is forgotten.
+fn follow(changes: &mut Changes, allocator: &mut Allocator) -> bool {
+    let Ok((changes, _revision)) = changes.ready() else { return false };
+    for change in changes {
+        if let Some(previous) = &change.previous {
+            allocator.release(previous.value());
+        }
+        if change.kind != ChangeKind::Deleted {
+            allocator.take(change.object.value());
+        }
     }
-    allocator
+    true
+}
+
+/// Everything from the stored Services.
+fn read(registry: &Registry, resource: &Resource) -> Result<(Changes, Allocator), StatusError> {
+    let config = registry.config();
+    let cache = registry.cache();
+    let mut allocator = Allocator::new(&config.service_cidrs, config.node_port_range.clone());
+    let snapshot = cache.snapshot(resource);
+    for object in snapshot.objects.values() {
+        allocator.take(object.value());
+    }
+    let changes = cache
+        .watch(resource, snapshot.revision)
+        .map_err(|floor| StatusError::internal(format!("services before {floor} are forgotten")))?;
+    Ok((changes, allocator))
 }
