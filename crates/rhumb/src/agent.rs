@@ -65,8 +65,14 @@ async fn serve(args: Agent) -> Result<()> {
     let dns_ip = dns_address(args.service_cidr);
 
     let (tell_cidr, cidr) = watch::channel(None);
-    let pod_network = podnet::Options { node: name.clone(), pod_cidrs: vec![IpNet::V4(args.pod_cidr)] };
-    podnet::follow_nodes(&client, &sources.nodes, pod_network, tell_cidr, shutdown.clone())?;
+    let pod_network = podnet::Options {
+        node: name.clone(),
+        pod_cidrs: vec![IpNet::V4(args.pod_cidr)],
+        service_cidrs: vec![IpNet::V4(args.service_cidr)],
+        node_ip: ip,
+        link: args.link.clone(),
+    };
+    podnet::follow_nodes(&client, &sources.nodes, pod_network, tell_cidr, shutdown.clone()).await?;
     let network = Arc::new(podnet::PodNet::open(&args.node_dir.join("podnet"), ip, cidr)?);
     let _dns = start_dns(&args, &client, &sources, dns_ip, &shutdown).await?;
     start_proxy(&args, &client, &name, &shutdown);

@@ -104,7 +104,7 @@ pub(crate) fn write_node(cluster: &Cluster, node: &LabNode) -> Result<()> {
     let pki = Pki::open(&crate::server::lab_config(cluster))?;
     let serving = pki.kubelet_serving(&node.name, &[IpAddr::V4(node.address)])?;
     let user = format!("system:node:{}", node.name);
-    let kubeconfig = pki.kubeconfig(&cluster.api_url(), "rhumb", &user, &pki.client(&user, "system:masters")?);
+    let kubeconfig = pki.kubeconfig(&cluster.api_url(), "rhumb", &user, &pki.node(&node.name)?);
     write_private(&dir.join("ca.crt"), pki.authority().as_bytes())?;
     write_private(&dir.join("kubelet.crt"), serving.certificate.as_bytes())?;
     write_private(&dir.join("kubelet.key"), serving.key.as_bytes())?;

@@ -66,11 +66,6 @@ pub(crate) async fn build(cluster: &Cluster) -> Result<()> {
 pub(crate) async fn build_node(cluster: &Cluster, node: &LabNode) -> Result<()> {
     let bridge = Netlink::open_in(&wire(cluster))?;
     join(cluster, &bridge, &node.name, node.address).await?;
-    let inside = Netlink::open_in(&netns_of(cluster, &node.name))?;
-    // A node's own packets to a ClusterIP need a route before they are translated.
-    let link = inside.link(LINK).await?;
-    let services = Route { source: Some(IpAddr::V4(node.address)), ..Route::through(cluster.service_cidr.into(), link.index) };
-    inside.replace_route(&services).await?;
     bridge.set_up(&port(&node.name), !node.cut).await?;
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The routes to the other nodes' pods, and the news of this node's own pod CIDR.
 
 
+use std::net::IpAddr;
+
 use api::Objects;
 use api::core::Node;
 use client::{ApplyError, Client, Inputs, Next, Reconcile, Reflector};
@@ -22,6 +24,12 @@ pub struct Options {
     pub node: String,
     /// Addresses of all pods of the cluster.
     pub pod_cidrs: Vec<IpNet>,
+    /// Addresses of Services: a packet of the node's own needs a route before it is translated.
+    pub service_cidrs: Vec<IpNet>,
+    /// This node's address.
+    pub node_ip: IpAddr,
+    /// The link that the other nodes are at.
+    pub link: String,
 }
 
 /// What the node's routing table should hold.
@@ -39,6 +47,8 @@ struct Routes {
     /// The table that the kernel has; `None` when that is not known.
     committed: Option<Table>,
     pods: Vec<IpNet>,
+    /// Routes that depend on no node.
+    fixed: Vec<Route>,
     cidr: watch::Sender<Option<Ipv4Net>>,
 }
 
@@ -61,7 +71,8 @@ impl Reconcile for Routes {
         let nobody = own.map(|cidr| Route::unreachable(IpNet::V4(cidr)));
         let addresses = nodes.values().flat_map(|node| plan::podnet::internal_addresses(node)).collect();
         let table = ruleset::table(Family::Ip, &self.pods, &addresses);
-        Plan { own, routes: others.map(|(to, via)| Route::via(to, via)).chain(nobody).collect(), table }
+        let routes = others.map(|(to, via)| Route::via(to, via)).chain(nobody);
+        Plan { own, routes: routes.chain(self.fixed.iter().cloned()).collect(), table }
     }
 
     async fn apply(&mut self, (): &(), plan: Plan) -> Result<Next, ApplyError> {
@@ -102,7 +113,7 @@ impl Routes {
 ///
 /// # Errors
 /// When the kernel gives no netlink socket or refuses to forward packets.
-pub fn follow_nodes(
+pub async fn follow_nodes(
     client: &Client,
     nodes: &Reflector<Node>,
     options: Options,
@@ -119,7 +130,12 @@ pub fn follow_nodes(
         sysctl::set(name, value)?;
     }
     let (netlink, nft) = (Netlink::open()?, Nftables::open()?);
-    let component = Routes { node: options.node, netlink, nft, committed: None, pods: options.pod_cidrs, cidr };
+    let link = netlink.link(&options.link).await?.index;
+    let same_family = |cidr: &&IpNet| cidr.addr().is_ipv4() == options.node_ip.is_ipv4();
+    let to_services = options.service_cidrs.iter().filter(same_family);
+    let fixed = to_services.map(|cidr| Route { source: Some(options.node_ip), ..Route::through(*cidr, link) }).collect();
+    let component =
+        Routes { node: options.node, netlink, nft, committed: None, pods: options.pod_cidrs, fixed, cidr };
     let inputs = Inputs::new().on(nodes, |_, dirty| {
         dirty.insert(());
     });

@@ -62,7 +62,8 @@ mod tests {
         let pods = ["10.244.0.0/16".parse().unwrap()];
         let text = net::nft::render(&table(Family::Ip, &pods, &BTreeSet::from(["198.18.0.11".parse().unwrap()])));
         let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} is not in {text}"));
-        assert!(at("198.18.0.11") < at("masquerade"));
-        assert!(text.contains("10.244.0.0"), "{text}");
+        assert!(text.contains("198.18.0.11"), "{text}");
+        assert!(at("ip daddr & 0xffff0000 ^ 0x00000000 0x0af40000 return") < at("ip daddr @nodes return"));
+        assert!(at("ip daddr @nodes return") < at("ip saddr & 0xffff0000 ^ 0x00000000 0x0af40000 masquerade"));
     }
 }
