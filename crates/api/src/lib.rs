@@ -4,10 +4,9 @@
 //! `pkg/apis/*` of kubernetes/kubernetes. This is the only crate that names `k8s_openapi`; everybody else reaches the
 //! types through the modules below.
 
-pub mod defaults;
-mod qos;
-pub mod quantity;
 pub mod apply;
+mod columns;
+pub mod defaults;
 pub mod duration;
 pub mod field;
 mod kind;
@@ -15,11 +14,13 @@ mod name;
 pub mod openapi;
 pub mod patch;
 pub mod protobuf;
+mod qos;
+pub mod quantity;
 pub mod resource;
 pub mod schema;
 pub mod selector;
-mod validation;
 mod status;
+mod validation;
 
 pub use kind::{Kind, ResourceScope, Scoped};
 pub use name::{Name, Objects};

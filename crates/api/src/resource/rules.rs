@@ -1,28 +1,11 @@
 //! The rules that all kinds share; a kind's own replace them field by field.
 
-use super::{Column, Rules, fields, prepare};
+use super::{Rules, fields, prepare};
+use crate::columns;
 use crate::defaults;
 use crate::validation::{
     config, endpoints, job, meta, network, pod, policy, rbac, service, storage, workload,
 };
-
-/// The columns of kinds without columns of their own.
-pub const NAME_AGE: &[Column] = &[
-    Column {
-        name: "Name",
-        kind: "string",
-        format: "name",
-        description: "The name of the object.",
-        priority: 0,
-    },
-    Column {
-        name: "Age",
-        kind: "date",
-        format: "",
-        description: "The time since the object was created.",
-        priority: 0,
-    },
-];
 
 /// A kind without rules of its own: any content, with spec and status told apart.
 pub const GENERIC: Rules = Rules {
@@ -35,10 +18,8 @@ pub const GENERIC: Rules = Rules {
     validate_status: meta::update,
     warnings: |_| Vec::new(),
     fields: |_| Vec::new(),
-    columns: NAME_AGE,
-    row: |object, _| {
-        vec![object["metadata"]["name"].clone(), object["metadata"]["creationTimestamp"].clone()]
-    },
+    columns: columns::CREATED,
+    row: columns::created,
 };
 
 /// `pods`.
@@ -50,6 +31,8 @@ pub const POD: Rules = Rules {
     validate_create: pod::create,
     validate_update: pod::update,
     validate_status: pod::status,
+    columns: columns::pod::POD,
+    row: columns::pod::pod,
     ..GENERIC
 };
 
@@ -63,6 +46,8 @@ pub const SERVICE: Rules = Rules {
     validate_update: service::update,
     validate_status: service::status,
     warnings: service::warnings,
+    columns: columns::service::SERVICE,
+    row: columns::service::service,
     ..GENERIC
 };
 
@@ -73,6 +58,8 @@ pub const NODE: Rules = Rules {
     validate_create: config::create_node,
     validate_update: config::update_node,
     validate_status: config::status_node,
+    columns: columns::cluster::NODE,
+    row: columns::cluster::node,
     ..GENERIC
 };
 
@@ -84,6 +71,8 @@ pub const NAMESPACE: Rules = Rules {
     fields: fields::namespace,
     validate_create: config::create_namespace,
     validate_status: config::status_namespace,
+    columns: columns::cluster::NAMESPACE,
+    row: columns::cluster::namespace,
     ..GENERIC
 };
 
@@ -92,6 +81,8 @@ pub const EVENT: Rules = Rules {
     fields: fields::event,
     validate_create: config::create_event,
     validate_update: config::update_event,
+    columns: columns::cluster::EVENT,
+    row: columns::cluster::event,
     ..GENERIC
 };
 
@@ -101,6 +92,8 @@ pub const SECRET: Rules = Rules {
     fields: fields::secret,
     validate_create: config::create_secret,
     validate_update: config::update_secret,
+    columns: columns::cluster::SECRET,
+    row: columns::cluster::secret,
     ..GENERIC
 };
 
@@ -108,12 +101,18 @@ pub const SECRET: Rules = Rules {
 pub const CONFIG_MAP: Rules = Rules {
     validate_create: config::create_config_map,
     validate_update: config::update_config_map,
+    columns: columns::cluster::CONFIG_MAP,
+    row: columns::cluster::config_map,
     ..GENERIC
 };
 
 /// `serviceaccounts`.
-pub const SERVICE_ACCOUNT: Rules =
-    Rules { validate_create: config::create_service_account, ..GENERIC };
+pub const SERVICE_ACCOUNT: Rules = Rules {
+    validate_create: config::create_service_account,
+    columns: columns::cluster::SERVICE_ACCOUNT,
+    row: columns::cluster::service_account,
+    ..GENERIC
+};
 
 /// `endpoints`.
 pub const ENDPOINTS: Rules = Rules {
@@ -121,6 +120,8 @@ pub const ENDPOINTS: Rules = Rules {
     validate_create: endpoints::create,
     validate_update: endpoints::update,
     warnings: endpoints::warnings,
+    columns: columns::service::ENDPOINTS,
+    row: columns::service::endpoints,
     ..GENERIC
 };
 
@@ -129,6 +130,8 @@ pub const PERSISTENT_VOLUME: Rules = Rules {
     default: defaults::core::persistent_volume,
     validate_create: storage::create_volume,
     validate_update: storage::update_volume,
+    columns: columns::storage::VOLUME,
+    row: columns::storage::volume,
     ..GENERIC
 };
 
@@ -138,6 +141,8 @@ pub const PERSISTENT_VOLUME_CLAIM: Rules = Rules {
     validate_create: storage::create_claim,
     validate_update: storage::update_claim,
     validate_status: storage::status_claim,
+    columns: columns::storage::CLAIM,
+    row: columns::storage::claim,
     ..GENERIC
 };
 
@@ -148,6 +153,8 @@ pub const REPLICATION_CONTROLLER: Rules = Rules {
     validate_create: workload::create_controller,
     validate_update: workload::update_controller,
     validate_status: workload::status_replica_set,
+    columns: columns::workload::REPLICA_SET,
+    row: columns::workload::controller,
     ..GENERIC
 };
 
@@ -155,6 +162,8 @@ pub const REPLICATION_CONTROLLER: Rules = Rules {
 pub const RESOURCE_QUOTA: Rules = Rules {
     validate_create: config::create_quota,
     validate_update: config::update_quota,
+    columns: columns::cluster::QUOTA,
+    row: columns::cluster::quota,
     ..GENERIC
 };
 
@@ -171,6 +180,8 @@ pub const POD_TEMPLATE: Rules = Rules {
     default: defaults::workloads::pod_template,
     validate_create: workload::create_template,
     validate_update: workload::update_template,
+    columns: columns::pod::TEMPLATE,
+    row: columns::pod::template,
     ..GENERIC
 };
 
@@ -180,6 +191,8 @@ pub const DEPLOYMENT: Rules = Rules {
     validate_create: workload::create_deployment,
     validate_update: workload::update_deployment,
     validate_status: workload::status_deployment,
+    columns: columns::workload::DEPLOYMENT,
+    row: columns::workload::deployment,
     ..GENERIC
 };
 
@@ -190,6 +203,8 @@ pub const REPLICA_SET: Rules = Rules {
     validate_create: workload::create_replica_set,
     validate_update: workload::update_replica_set,
     validate_status: workload::status_replica_set,
+    columns: columns::workload::REPLICA_SET,
+    row: columns::workload::replica_set,
     ..GENERIC
 };
 
@@ -199,6 +214,8 @@ pub const STATEFUL_SET: Rules = Rules {
     validate_create: workload::create_stateful_set,
     validate_update: workload::update_stateful_set,
     validate_status: workload::status_stateful_set,
+    columns: columns::workload::STATEFUL_SET,
+    row: columns::workload::stateful_set,
     ..GENERIC
 };
 
@@ -208,6 +225,8 @@ pub const DAEMON_SET: Rules = Rules {
     validate_create: workload::create_daemon_set,
     validate_update: workload::update_daemon_set,
     validate_status: workload::status_daemon_set,
+    columns: columns::workload::DAEMON_SET,
+    row: columns::workload::daemon_set,
     ..GENERIC
 };
 
@@ -215,6 +234,8 @@ pub const DAEMON_SET: Rules = Rules {
 pub const CONTROLLER_REVISION: Rules = Rules {
     validate_create: workload::create_revision,
     validate_update: workload::update_revision,
+    columns: columns::workload::REVISION,
+    row: columns::workload::revision,
     ..GENERIC
 };
 
@@ -225,6 +246,8 @@ pub const JOB: Rules = Rules {
     validate_create: job::create,
     validate_update: job::update,
     validate_status: job::status,
+    columns: columns::workload::JOB,
+    row: columns::workload::job,
     ..GENERIC
 };
 
@@ -233,6 +256,8 @@ pub const CRON_JOB: Rules = Rules {
     default: defaults::workloads::cron_job,
     validate_create: job::create_cron,
     validate_update: job::update_cron,
+    columns: columns::workload::CRON_JOB,
+    row: columns::workload::cron_job,
     ..GENERIC
 };
 
@@ -241,6 +266,8 @@ pub const ENDPOINT_SLICE: Rules = Rules {
     default: defaults::core::endpoint_slice,
     validate_create: endpoints::create_slice,
     validate_update: endpoints::update_slice,
+    columns: columns::service::SLICE,
+    row: columns::service::slice,
     ..GENERIC
 };
 
@@ -248,6 +275,8 @@ pub const ENDPOINT_SLICE: Rules = Rules {
 pub const LEASE: Rules = Rules {
     validate_create: config::create_lease,
     validate_update: config::update_lease,
+    columns: columns::cluster::LEASE,
+    row: columns::cluster::lease,
     ..GENERIC
 };
 
@@ -256,6 +285,8 @@ pub const INGRESS: Rules = Rules {
     validate_create: network::create_ingress,
     validate_update: network::update_ingress,
     validate_status: network::status_ingress,
+    columns: columns::network::INGRESS,
+    row: columns::network::ingress,
     ..GENERIC
 };
 
@@ -263,6 +294,8 @@ pub const INGRESS: Rules = Rules {
 pub const INGRESS_CLASS: Rules = Rules {
     validate_create: network::create_class,
     validate_update: network::update_class,
+    columns: columns::network::CLASS,
+    row: columns::network::class,
     ..GENERIC
 };
 
@@ -271,6 +304,8 @@ pub const NETWORK_POLICY: Rules = Rules {
     default: defaults::core::network_policy,
     validate_create: network::create_policy,
     validate_update: network::update_policy,
+    columns: columns::network::POLICY,
+    row: columns::network::policy,
     ..GENERIC
 };
 
@@ -278,6 +313,8 @@ pub const NETWORK_POLICY: Rules = Rules {
 pub const SERVICE_CIDR: Rules = Rules {
     validate_create: network::create_service_cidr,
     validate_update: network::update_service_cidr,
+    columns: columns::network::SERVICE_CIDR,
+    row: columns::network::service_cidr,
     ..GENERIC
 };
 
@@ -285,6 +322,8 @@ pub const SERVICE_CIDR: Rules = Rules {
 pub const IP_ADDRESS: Rules = Rules {
     validate_create: network::create_ip_address,
     validate_update: network::update_ip_address,
+    columns: columns::network::IP_ADDRESS,
+    row: columns::network::ip_address,
     ..GENERIC
 };
 
@@ -297,6 +336,8 @@ pub const ROLE_BINDING: Rules = Rules {
     default: defaults::core::role_binding,
     validate_create: rbac::create_binding,
     validate_update: rbac::update_binding,
+    columns: columns::cluster::BINDING,
+    row: columns::cluster::binding,
     ..GENERIC
 };
 
@@ -312,6 +353,8 @@ pub const CLUSTER_ROLE_BINDING: Rules = Rules {
     default: defaults::core::role_binding,
     validate_create: rbac::create_cluster_binding,
     validate_update: rbac::update_cluster_binding,
+    columns: columns::cluster::BINDING,
+    row: columns::cluster::binding,
     ..GENERIC
 };
 
@@ -320,6 +363,8 @@ pub const STORAGE_CLASS: Rules = Rules {
     default: defaults::core::storage_class,
     validate_create: storage::create_class,
     validate_update: storage::update_class,
+    columns: columns::storage::CLASS,
+    row: columns::storage::class_row,
     ..GENERIC
 };
 
@@ -328,6 +373,8 @@ pub const POD_DISRUPTION_BUDGET: Rules = Rules {
     validate_create: policy::create_budget,
     validate_update: policy::update_budget,
     validate_status: policy::status_budget,
+    columns: columns::pod::BUDGET,
+    row: columns::pod::budget,
     ..GENERIC
 };
 
@@ -336,5 +383,7 @@ pub const PRIORITY_CLASS: Rules = Rules {
     default: defaults::core::priority_class,
     validate_create: policy::create_priority,
     validate_update: policy::update_priority,
+    columns: columns::cluster::PRIORITY,
+    row: columns::cluster::priority,
     ..GENERIC
 };
