@@ -166,6 +166,20 @@ impl Lab {
         text(&output(&mut all)?, command)
     }
 
+    /// Runs a command of this machine in a pod's network namespace.
+    ///
+    /// # Errors
+    /// When the pod has none or the command fails.
+    pub fn from_pod(&self, pod: &str, command: &[&str]) -> Result<String> {
+        let found = self.get(&["pod", pod])?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (uid, node) = (text(&found["metadata"]["uid"]), text(&found["spec"]["nodeName"]));
+        let netns = self.dir().join("nodes").join(node).join("podnet").join(format!("{uid}.netns"));
+        let mut all = Command::new("nsenter");
+        all.arg(format!("--net={}", netns.display())).args(command);
+        self::text(&output(&mut all)?, command)
+    }
+
     /// Tries until it succeeds.
     ///
     /// # Errors
