@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{each, set};
+use super::{canonical, each, set};
 
 /// How long ClientIP affinity lasts, in seconds.
 const AFFINITY_SECONDS: u32 = 10_800;
@@ -74,10 +74,30 @@ pub fn namespace(object: &mut Value) {
     }
 }
 
-/// `nodes`
+/// `nodes`: what can be used is what there is, unless the node says less.
 pub fn node(object: &mut Value) {
     if object["spec"].is_null() {
         object["spec"] = json!({});
+    }
+    for list in ["/status/capacity", "/status/allocatable"] {
+        canonical(object.pointer_mut(list));
+    }
+    if let Some(capacity) = object.pointer("/status/capacity").cloned() {
+        set(&mut object["status"], "allocatable", capacity);
+    }
+}
+
+/// `ingressclasses`
+pub fn ingress_class(object: &mut Value) {
+    if let Some(parameters) = object.pointer_mut("/spec/parameters").filter(|one| one.is_object()) {
+        set(parameters, "scope", "Cluster");
+    }
+}
+
+/// `resourcequotas`
+pub fn resource_quota(object: &mut Value) {
+    for list in ["/spec/hard", "/status/hard", "/status/used"] {
+        canonical(object.pointer_mut(list));
     }
 }
 
@@ -116,6 +136,7 @@ pub fn endpoint_slice(object: &mut Value) {
 /// `persistentvolumes`
 pub fn persistent_volume(object: &mut Value) {
     let spec = &mut object["spec"];
+    canonical(spec.get_mut("capacity"));
     set(spec, "persistentVolumeReclaimPolicy", "Retain");
     set(spec, "volumeMode", "Filesystem");
     if spec["hostPath"].is_object() {
@@ -128,6 +149,9 @@ pub fn persistent_volume(object: &mut Value) {
 /// `persistentvolumeclaims`
 pub fn persistent_volume_claim(object: &mut Value) {
     set(&mut object["spec"], "volumeMode", "Filesystem");
+    for list in ["/spec/resources/requests", "/spec/resources/limits", "/status/capacity"] {
+        canonical(object.pointer_mut(list));
+    }
     set(object, "status", json!({"phase": "Pending"}));
 }
 
@@ -172,6 +196,9 @@ pub fn priority_class(object: &mut Value) {
 /// `limitranges`: what is the limit by default is the request by default.
 pub fn limit_range(object: &mut Value) {
     for limit in each(&mut object["spec"], "limits") {
+        for list in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+            canonical(limit.get_mut(list));
+        }
         if limit["type"] != "Container" {
             continue;
         }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{each, set};
+use super::{canonical, canonical_one, each, set};
 
 /// `pods`
 pub fn pod(object: &mut Value) {
@@ -28,7 +28,7 @@ fn spec(spec: &mut Value, is_pod: bool) {
     if is_pod {
         set(spec, "enableServiceLinks", true);
     }
-    let host_network = spec["hostNetwork"].as_bool().unwrap_or(false);
+    let host_network = is_pod && spec["hostNetwork"].as_bool().unwrap_or(false);
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         for one in each(spec, list) {
             container(one, host_network, is_pod);
@@ -77,6 +77,9 @@ fn container(one: &mut Value, host_network: bool, is_pod: bool) {
         if one["lifecycle"][hook]["httpGet"].is_object() {
             http_get(&mut one["lifecycle"][hook]["httpGet"]);
         }
+    }
+    for list in ["limits", "requests"] {
+        canonical(one["resources"].get_mut(list));
     }
     if is_pod {
         requests_follow_limits(one);
@@ -136,6 +139,15 @@ fn volume(volume: &mut Value) {
     }
     if volume["hostPath"].is_object() {
         set(&mut volume["hostPath"], "type", "");
+    }
+    canonical_one(volume.pointer_mut("/emptyDir/sizeLimit"));
+    if let Some(claim) = volume.pointer_mut("/ephemeral/volumeClaimTemplate/spec") {
+        set(claim, "volumeMode", "Filesystem");
+        canonical(claim.pointer_mut("/resources/requests"));
+    }
+    if let Some(image) = volume.get_mut("image").filter(|image| image.is_object()) {
+        let policy = pull_policy(image["reference"].as_str().unwrap_or_default());
+        set(image, "pullPolicy", policy);
     }
     for item in each(&mut volume["downwardAPI"], "items") {
         field_ref(item);

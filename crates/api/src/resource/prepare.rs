@@ -20,11 +20,36 @@ pub fn update(new: &mut Value, old: &Value) {
     new["metadata"]["generation"] = json!(generation + i64::from(changed));
 }
 
-/// Only the status changes.
+/// As `create`, of a kind that counts no generations.
+pub fn plain_create(object: &mut Value) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+}
+
+/// A kind without a status whose generation counts all changes but those of metadata.
+pub fn counted_create(object: &mut Value) {
+    object["metadata"]["generation"] = 1.into();
+}
+
+/// The generation counts all changes but those of metadata.
+pub fn counted_update(new: &mut Value, old: &Value) {
+    let content = |object: &Value| {
+        let mut fields = object.as_object().cloned().unwrap_or_default();
+        fields.retain(|field, value| field != "metadata" && !value.is_null());
+        fields
+    };
+    let generation = old["metadata"]["generation"].as_i64().unwrap_or(1);
+    let changed = content(new) != content(old);
+    new["metadata"]["generation"] = json!(generation + i64::from(changed));
+}
+
+/// Only the status changes, and what notes about the object say: its labels, annotations and finalizers.
 pub fn status(new: &mut Value, old: &Value) {
-    let status = new.get("status").cloned();
-    let version = new["metadata"].get("resourceVersion").cloned();
-    let managed = new["metadata"].get("managedFields").cloned();
+    const NOTES: [&str; 5] =
+        ["resourceVersion", "managedFields", "labels", "annotations", "finalizers"];
+    let status = new.get_mut("status").map(Value::take);
+    let mut meta = new["metadata"].take();
     *new = old.clone();
     match status {
         Some(status) => new["status"] = status,
@@ -34,11 +59,62 @@ pub fn status(new: &mut Value, old: &Value) {
             }
         }
     }
-    for (key, value) in [("resourceVersion", version), ("managedFields", managed)] {
-        if let Some(value) = value {
-            new["metadata"][key] = value;
+    for field in NOTES {
+        if let Some(value) = meta.get_mut(field).map(Value::take) {
+            new["metadata"][field] = value;
         }
     }
+}
+
+/// As `status`, of workloads: their labels stay.
+pub fn workload_status(new: &mut Value, old: &Value) {
+    status(new, old);
+    if let Some(meta) = new["metadata"].as_object_mut() {
+        match old["metadata"].get("labels") {
+            Some(labels) => drop(meta.insert("labels".to_owned(), labels.clone())),
+            None => drop(meta.remove("labels")),
+        }
+    }
+}
+
+/// The generation of a Deployment counts changes of its annotations too.
+pub fn deployment_update(new: &mut Value, old: &Value) {
+    update(new, old);
+    let generation = old["metadata"]["generation"].as_i64().unwrap_or(1);
+    if new["metadata"].get("annotations") != old["metadata"].get("annotations") {
+        new["metadata"]["generation"] = json!(generation + 1);
+    }
+}
+
+/// A node comes with its status: its agent knows it.
+pub fn node_create(_: &mut Value) {}
+
+/// A new volume or claim is pending.
+pub fn pending_create(object: &mut Value) {
+    object["status"] = json!({"phase": "Pending"});
+}
+
+/// The pods of a Job carry its uid, which its selector asks for, unless the selector is the user's.
+pub fn job_create(object: &mut Value) {
+    create(object);
+    if object["spec"]["manualSelector"] == true {
+        return;
+    }
+    let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
+    if !uid.is_string() {
+        return;
+    }
+    let spec = &mut object["spec"];
+    let labels = &mut spec["template"]["metadata"]["labels"];
+    for (key, value) in [
+        ("controller-uid", &uid),
+        ("job-name", &name),
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+    ] {
+        labels[key] = value.clone();
+    }
+    spec["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"] = uid;
 }
 
 fn keep(new: &mut Value, old: &Value, field: &str) {
@@ -54,8 +130,11 @@ pub fn namespace_create(object: &mut Value) {
     create(object);
     let name = object["metadata"]["name"].clone();
     object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
-    if object["spec"]["finalizers"].is_null() {
-        object["spec"]["finalizers"] = json!(["kubernetes"]);
+    let finalizers = &mut object["spec"]["finalizers"];
+    match finalizers.as_array_mut() {
+        Some(list) if list.iter().all(|one| one != "kubernetes") => list.push("kubernetes".into()),
+        Some(_) => {}
+        None => *finalizers = json!(["kubernetes"]),
     }
     object["status"] = json!({"phase": "Active"});
     if let Some(meta) = object["metadata"].as_object_mut() {
@@ -97,5 +176,46 @@ pub fn service_update(new: &mut Value, old: &Value) {
     update(new, old);
     if old["spec"]["type"] == "LoadBalancer" && new["spec"]["type"] != "LoadBalancer" {
         new["status"]["loadBalancer"] = json!({});
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_changes_nothing_else() {
+        let old = json!({"metadata": {"name": "a", "labels": {"l": "1"}, "ownerReferences": [1]}, "spec": 1, "status": 1});
+        let mut new =
+            json!({"metadata": {"name": "a", "annotations": {"x": "y"}}, "spec": 2, "status": 2});
+        status(&mut new, &old);
+        let wanted = json!({"metadata": {"name": "a", "labels": {"l": "1"}, "ownerReferences": [1], "annotations": {"x": "y"}}, "spec": 1, "status": 2});
+        assert_eq!(new, wanted);
+    }
+
+    #[test]
+    fn generations_count_what_upstreams_count() {
+        let old = json!({"metadata": {"generation": 3}, "spec": {"a": 1}});
+        let mut new =
+            json!({"metadata": {"generation": 3, "annotations": {"x": "y"}}, "spec": {"a": 1}});
+        update(&mut new, &old);
+        assert_eq!(new["metadata"]["generation"], 3);
+        deployment_update(&mut new, &old);
+        assert_eq!(new["metadata"]["generation"], 4);
+        let slice = json!({"metadata": {"generation": 1}, "endpoints": []});
+        let mut new = json!({"metadata": {"generation": 1}, "endpoints": [1]});
+        counted_update(&mut new, &slice);
+        assert_eq!(new["metadata"]["generation"], 2);
+    }
+
+    #[test]
+    fn the_pods_of_a_job_carry_its_uid() {
+        let mut job = json!({"metadata": {"name": "j", "uid": "u"}, "spec": {"template": {}}});
+        job_create(&mut job);
+        assert_eq!(
+            job["spec"]["selector"],
+            json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}})
+        );
+        assert_eq!(job["spec"]["template"]["metadata"]["labels"]["job-name"], "j");
     }
 }

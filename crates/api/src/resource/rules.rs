@@ -60,6 +60,7 @@ pub const NODE: Rules = Rules {
     validate_status: config::status_node,
     columns: columns::cluster::NODE,
     row: columns::cluster::node,
+    prepare_create: prepare::node_create,
     ..GENERIC
 };
 
@@ -132,6 +133,7 @@ pub const PERSISTENT_VOLUME: Rules = Rules {
     validate_update: storage::update_volume,
     columns: columns::storage::VOLUME,
     row: columns::storage::volume,
+    prepare_create: prepare::pending_create,
     ..GENERIC
 };
 
@@ -143,6 +145,7 @@ pub const PERSISTENT_VOLUME_CLAIM: Rules = Rules {
     validate_status: storage::status_claim,
     columns: columns::storage::CLAIM,
     row: columns::storage::claim,
+    prepare_create: prepare::pending_create,
     ..GENERIC
 };
 
@@ -164,6 +167,8 @@ pub const RESOURCE_QUOTA: Rules = Rules {
     validate_update: config::update_quota,
     columns: columns::cluster::QUOTA,
     row: columns::cluster::quota,
+    prepare_create: prepare::plain_create,
+    default: defaults::core::resource_quota,
     ..GENERIC
 };
 
@@ -172,6 +177,7 @@ pub const LIMIT_RANGE: Rules = Rules {
     default: defaults::core::limit_range,
     validate_create: config::create_limits,
     validate_update: config::update_limits,
+    prepare_create: prepare::plain_create,
     ..GENERIC
 };
 
@@ -193,6 +199,8 @@ pub const DEPLOYMENT: Rules = Rules {
     validate_status: workload::status_deployment,
     columns: columns::workload::DEPLOYMENT,
     row: columns::workload::deployment,
+    prepare_update: prepare::deployment_update,
+    prepare_status: prepare::workload_status,
     ..GENERIC
 };
 
@@ -205,6 +213,7 @@ pub const REPLICA_SET: Rules = Rules {
     validate_status: workload::status_replica_set,
     columns: columns::workload::REPLICA_SET,
     row: columns::workload::replica_set,
+    prepare_status: prepare::workload_status,
     ..GENERIC
 };
 
@@ -216,6 +225,7 @@ pub const STATEFUL_SET: Rules = Rules {
     validate_status: workload::status_stateful_set,
     columns: columns::workload::STATEFUL_SET,
     row: columns::workload::stateful_set,
+    prepare_status: prepare::workload_status,
     ..GENERIC
 };
 
@@ -227,6 +237,7 @@ pub const DAEMON_SET: Rules = Rules {
     validate_status: workload::status_daemon_set,
     columns: columns::workload::DAEMON_SET,
     row: columns::workload::daemon_set,
+    prepare_status: prepare::workload_status,
     ..GENERIC
 };
 
@@ -248,6 +259,7 @@ pub const JOB: Rules = Rules {
     validate_status: job::status,
     columns: columns::workload::JOB,
     row: columns::workload::job,
+    prepare_create: prepare::job_create,
     ..GENERIC
 };
 
@@ -268,6 +280,8 @@ pub const ENDPOINT_SLICE: Rules = Rules {
     validate_update: endpoints::update_slice,
     columns: columns::service::SLICE,
     row: columns::service::slice,
+    prepare_create: prepare::counted_create,
+    prepare_update: prepare::counted_update,
     ..GENERIC
 };
 
@@ -277,6 +291,7 @@ pub const LEASE: Rules = Rules {
     validate_update: config::update_lease,
     columns: columns::cluster::LEASE,
     row: columns::cluster::lease,
+    prepare_create: prepare::plain_create,
     ..GENERIC
 };
 
@@ -296,6 +311,7 @@ pub const INGRESS_CLASS: Rules = Rules {
     validate_update: network::update_class,
     columns: columns::network::CLASS,
     row: columns::network::class,
+    default: defaults::core::ingress_class,
     ..GENERIC
 };
 
@@ -315,6 +331,7 @@ pub const SERVICE_CIDR: Rules = Rules {
     validate_update: network::update_service_cidr,
     columns: columns::network::SERVICE_CIDR,
     row: columns::network::service_cidr,
+    prepare_create: prepare::plain_create,
     ..GENERIC
 };
 
@@ -324,6 +341,7 @@ pub const IP_ADDRESS: Rules = Rules {
     validate_update: network::update_ip_address,
     columns: columns::network::IP_ADDRESS,
     row: columns::network::ip_address,
+    prepare_create: prepare::plain_create,
     ..GENERIC
 };
 
@@ -385,5 +403,7 @@ pub const PRIORITY_CLASS: Rules = Rules {
     validate_update: policy::update_priority,
     columns: columns::cluster::PRIORITY,
     row: columns::cluster::priority,
+    prepare_create: prepare::counted_create,
+    prepare_update: prepare::counted_update,
     ..GENERIC
 };
