@@ -116,10 +116,9 @@ fn secret(object: &Value) -> Vec<FieldError> {
                 errors.extend([user, password]);
             }
         }
-        "kubernetes.io/ssh-auth"
-            if decoded(&data.value["ssh-privatekey"]).is_empty() => {
-                errors.push(FieldError::required("data[ssh-privatekey]", ""));
-            }
+        "kubernetes.io/ssh-auth" if decoded(&data.value["ssh-privatekey"]).is_empty() => {
+            errors.push(FieldError::required("data[ssh-privatekey]", ""));
+        }
         "kubernetes.io/tls" => {
             errors.extend(needed("tls.crt"));
             errors.extend(needed("tls.key"));
@@ -324,41 +323,44 @@ pub(crate) fn update_event(new: &Value, old: &Value) -> Vec<FieldError> {
 
 fn event(object: &Value) -> Vec<FieldError> {
     let root = At::root(object);
-    let served_new = root.get("regarding").is_set();
-    let about = root.get(if served_new { "regarding" } else { "involvedObject" });
-    let about = At::named(about.value, "involvedObject");
-    let (namespace, own) = (about.get("namespace"), root.get("metadata.namespace"));
-    let mut errors = Vec::new();
-    let home = if namespace.text().is_empty() { "default" } else { namespace.text() };
-    let cluster_kind = namespace.text().is_empty();
-    let fits = if cluster_kind {
-        ["default", "kube-system"].contains(&own.text())
-    } else {
-        own.text() == home
+    let served = root.get("regarding").is_set();
+    let about = &object[if served { "regarding" } else { "involvedObject" }]["namespace"];
+    let (about, own) = (about.as_str().unwrap_or(""), root.get("metadata.namespace"));
+    let timed = served || root.get("eventTime").is_set();
+    let fits = match (about.is_empty(), timed) {
+        (true, false) => own.text() == "default",
+        (true, true) => ["default", "kube-system"].contains(&own.text()),
+        (false, false) => own.text() == about,
+        (false, true) => true,
     };
-    let nowhere = cluster_kind && own.text().is_empty();
-    if !fits && !nowhere {
-        errors.push(FieldError::invalid(
-            &*namespace.path,
-            &json!(namespace.text()),
-            "does not match event.namespace",
-        ));
+    let mut errors = Vec::new();
+    if !fits {
+        let why = "does not match event.namespace";
+        errors.push(FieldError::invalid("involvedObject.namespace", &json!(about), why));
     }
-    if served_new || root.get("eventTime").is_set() {
-        for (field, max) in [
-            ("reportingController", 0),
-            ("reportingInstance", 128),
-            ("action", 128),
-            ("reason", 128),
-        ] {
-            let core = if field == "reportingController" { "reportingComponent" } else { field };
-            let place = if served_new { root.get(field) } else { root.get(core) };
-            if place.text().is_empty() {
-                errors.push(FieldError::required(field, ""));
-            } else if max > 0 && place.text().len() > max {
-                let why = format!("can have at most {max} characters");
-                errors.push(FieldError::invalid(field, &json!(""), why));
-            }
+    if timed {
+        errors.extend(event_reporter(&root, served));
+    }
+    errors
+}
+
+/// Events with a time of their own say who saw them do what.
+fn event_reporter(root: &At<'_>, served: bool) -> Vec<FieldError> {
+    const TEXT_MAX: usize = 128;
+    let mut errors = Vec::new();
+    let controller = root.get(if served { "reportingController" } else { "reportingComponent" });
+    if controller.text().is_empty() {
+        errors.push(controller.required(""));
+    }
+    let wrong = names::label_key(controller.text());
+    errors.extend(named_invalid(&controller.path, controller.text(), wrong));
+    for field in ["reportingInstance", "action", "reason"] {
+        let field = root.get(field);
+        if field.text().is_empty() {
+            errors.push(field.required(""));
+        } else if field.text().len() > TEXT_MAX {
+            let why = format!("can have at most {TEXT_MAX} characters");
+            errors.push(FieldError::invalid(&*field.path, &json!(""), why));
         }
     }
     errors

@@ -111,7 +111,7 @@ pub(crate) fn label_key(text: &str) -> Vec<String> {
     if name.is_empty() {
         errors.push("name part must be non-empty".to_owned());
     } else if name.len() > 63 {
-        errors.push("name part must be no more than 63 characters".to_owned());
+        errors.push("name part must be no more than 63 bytes".to_owned());
     }
     if !framed(name, |byte| byte.is_ascii_alphanumeric(), b"-_.") {
         errors.push(key_error("name part"));
@@ -121,7 +121,10 @@ pub(crate) fn label_key(text: &str) -> Vec<String> {
 
 /// A label's value.
 pub(crate) fn label_value(text: &str) -> Vec<String> {
-    let mut errors: Vec<String> = too_long(text, 63).into_iter().collect();
+    let mut errors = Vec::new();
+    if text.len() > 63 {
+        errors.push("must be no more than 63 bytes".to_owned());
+    }
     if !text.is_empty() && !framed(text, |byte| byte.is_ascii_alphanumeric(), b"-_.") {
         errors.push(regex_error(
             "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
@@ -251,13 +254,29 @@ fn sloppy_ip(text: &str) -> Option<IpAddr> {
 /// A subnet in CIDR form. Fields older than the rule may hold IPv6 in any notation.
 pub(crate) fn cidr(text: &str) -> Vec<String> {
     match text.parse::<ipnet::IpNet>() {
+        Err(_) if sloppy_cidr(text) => {
+            vec!["must not have leading 0s in IP or prefix length".to_owned()]
+        }
         Err(_) => {
             vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned()]
+        }
+        Ok(ipnet::IpNet::V6(net)) if net.addr().to_ipv4_mapped().is_some() => {
+            vec!["must not have an IPv4-mapped IPv6 address".to_owned()]
         }
         Ok(net) if net.addr() != net.network() => {
             vec!["must not have bits set beyond the prefix length".to_owned()]
         }
         Ok(_) => Vec::new(),
+    }
+}
+
+/// A subnet with leading zeros, which old releases took.
+fn sloppy_cidr(text: &str) -> bool {
+    let Some((ip, bits)) = text.split_once('/') else { return false };
+    let Ok(length) = bits.parse::<u8>() else { return false };
+    match ip.parse::<IpAddr>().ok().or_else(|| sloppy_ip(ip)) {
+        Some(ip) => ipnet::IpNet::new(ip, length).is_ok(),
+        None => false,
     }
 }
 
