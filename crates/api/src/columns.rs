@@ -92,13 +92,12 @@ fn joined(values: &Value, separator: &str) -> String {
 
 /// The first members and how many more there are; another text for none.
 fn shortened(members: &[String], missing: &str) -> String {
-    match members.len() {
-        0 => missing.to_owned(),
-        all if all > SHOWN_MAX => {
-            format!("{} + {} more...", members[..SHOWN_MAX].join(","), all - SHOWN_MAX)
-        }
-        _ => members.join(","),
+    if members.len() > SHOWN_MAX {
+        let more = members.len() - SHOWN_MAX;
+        return format!("{} + {more} more...", members[..SHOWN_MAX].join(","));
     }
+    let all = members.join(",");
+    if all.is_empty() { missing.to_owned() } else { all }
 }
 
 /// `a=b,c=d`, or `<none>`.

@@ -134,7 +134,7 @@ pub(crate) fn event(object: &Value, now: Timestamp) -> Vec<Value> {
         json!(source(object, either("source", "deprecatedSource"))),
         json!(string(either("message", "note")).trim()),
         json!(first),
-        json!(times.to_string()),
+        json!(times),
         name(object),
     ]
 }

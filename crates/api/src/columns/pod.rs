@@ -68,34 +68,49 @@ fn ended(terminated: &Value) -> String {
     }
 }
 
-/// The reason while init containers run, and whether they do.
-fn initializing(pod: &Value, restarts: &mut Restarts, ready: &mut usize) -> Option<String> {
+/// How far the init containers are.
+#[derive(Default)]
+struct Initialization {
+    /// Why they are not done.
+    reason: Option<String>,
+    /// Of all of them, up to the first that is not done.
+    restarts: Restarts,
+    /// Of those that run along with the others, up to the same one.
+    sidecar_restarts: Restarts,
+    /// Sidecars that are ready, up to the same one.
+    ready: usize,
+}
+
+/// Init containers up to the first that is not done: those behind it do not count.
+fn initialization(pod: &Value) -> Initialization {
     let all = count(&pod["spec"]["initContainers"]);
-    let mut reason = None;
+    let mut found = Initialization::default();
     for (index, status) in list(&pod["status"]["initContainerStatuses"]).iter().enumerate() {
-        restarts.add(status);
+        found.restarts.add(status);
+        let sidecar = is_sidecar(pod, &status["name"]);
+        if sidecar {
+            found.sidecar_restarts.add(status);
+        }
         let state = &status["state"];
         let (terminated, waiting) = (&state["terminated"], &state["waiting"]);
         if terminated.is_object() && int(&terminated["exitCode"]) == 0 {
             continue;
         }
-        if is_sidecar(pod, &status["name"]) && status["started"] == true {
-            *ready += usize::from(status["ready"] == true);
-            continue;
-        }
-        if reason.is_some() {
+        if sidecar && status["started"] == true {
+            found.ready += usize::from(status["ready"] == true);
             continue;
         }
         let why = string(&waiting["reason"]);
-        reason = Some(if terminated.is_object() {
+        found.reason = Some(if terminated.is_object() {
             format!("Init:{}", ended(terminated))
         } else if !why.is_empty() && why != "PodInitializing" {
             format!("Init:{why}")
         } else {
             format!("Init:{index}/{all}")
         });
+        break;
     }
-    reason
+    found
 }
 
 fn has_condition(pod: &Value, kind: &str) -> bool {
@@ -135,19 +150,16 @@ fn summary(pod: &Value) -> (String, Restarts, usize) {
     if scheduling_gated {
         "SchedulingGated".clone_into(&mut reason);
     }
-    let (mut restarts, mut ready) = (Restarts::default(), 0);
-    let waiting = initializing(pod, &mut restarts, &mut ready);
-    if waiting.is_none() || has_condition(pod, "Initialized") {
-        // Init containers that run no more do not count; those that run along do.
-        restarts = Restarts::default();
-        for status in list(&status["initContainerStatuses"]) {
-            if is_sidecar(pod, &status["name"]) {
-                restarts.add(status);
-            }
-        }
-        running(pod, &mut reason, &mut restarts, &mut ready);
-    } else if let Some(waiting) = waiting {
+    let Initialization { reason: waiting, mut restarts, sidecar_restarts, mut ready } =
+        initialization(pod);
+    let initialized = waiting.is_none() || has_condition(pod, "Initialized");
+    if let Some(waiting) = waiting {
         reason = waiting;
+    }
+    if initialized {
+        // Init containers that run no more do not count; those that run along do.
+        restarts = sidecar_restarts;
+        running(pod, &mut reason, &mut restarts, &mut ready);
     }
     if !pod["metadata"]["deletionTimestamp"].is_null() {
         let lost = status["reason"] == "NodeLost";

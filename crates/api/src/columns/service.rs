@@ -94,7 +94,9 @@ pub(crate) fn endpoints(object: &Value, now: Timestamp) -> Vec<Value> {
             }));
         }
     }
-    vec![name(object), json!(shortened(&members, NONE)), age(object, now)]
+    // Subsets whose addresses are all unready leave the cell empty.
+    let missing = if list(&object["subsets"]).is_empty() { NONE } else { "" };
+    vec![name(object), json!(shortened(&members, missing)), age(object, now)]
 }
 
 /// `endpointslices`
@@ -112,7 +114,7 @@ pub(crate) fn slice(object: &Value, now: Timestamp) -> Vec<Value> {
     let ports: Vec<String> = ports
         .map(|port| match port["port"].as_i64() {
             Some(number) => number.to_string(),
-            None => or(&port["name"], "*").to_owned(),
+            None => port["name"].as_str().unwrap_or("*").to_owned(),
         })
         .collect();
     let addresses = list(&object["endpoints"]).iter().flat_map(|one| list(&one["addresses"]));

@@ -53,7 +53,7 @@ pub(crate) fn volume(object: &Value, now: Timestamp) -> Vec<Value> {
     };
     vec![
         name(object),
-        json!(string(&spec["capacity"]["storage"])),
+        json!(or(&spec["capacity"]["storage"], "0")),
         json!(access_modes(&spec["accessModes"])),
         json!(string(&spec["persistentVolumeReclaimPolicy"])),
         json!(phase(object)),
@@ -86,7 +86,7 @@ pub(crate) fn claim(object: &Value, now: Timestamp) -> Vec<Value> {
     let (modes, capacity) = if volume.is_empty() {
         (String::new(), "")
     } else {
-        (access_modes(&status["accessModes"]), string(&status["capacity"]["storage"]))
+        (access_modes(&status["accessModes"]), or(&status["capacity"]["storage"], "0"))
     };
     vec![
         name(object),
@@ -126,7 +126,7 @@ pub(crate) fn class_row(object: &Value, now: Timestamp) -> Vec<Value> {
         json!(title),
         json!(string(&object["provisioner"])),
         json!(or(&object["reclaimPolicy"], "Delete")),
-        json!(or(&object["volumeBindingMode"], UNSET)),
+        json!(or(&object["volumeBindingMode"], "Immediate")),
         json!(object["allowVolumeExpansion"] == true),
         age(object, now),
     ]

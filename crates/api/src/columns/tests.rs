@@ -1,5 +1,8 @@
 //! Rows as users see them, a table a kind.
 
+mod pods;
+mod rows;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 

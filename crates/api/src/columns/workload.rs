@@ -140,7 +140,7 @@ pub(crate) fn daemon_set(object: &Value, now: Timestamp) -> Vec<Value> {
 pub(crate) const REVISION: &[Column] = &[
     NAME,
     text("Controller", "The object that made the revision."),
-    number("Revision", "Its number."),
+    text("Revision", "Its number."),
     AGE,
 ];
 
