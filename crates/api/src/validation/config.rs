@@ -231,7 +231,15 @@ fn taints(list: &At<'_>) -> Vec<FieldError> {
         }
         let pair = (key.text(), effect.text());
         if seen.contains(&pair) {
-            let mut error = taint.duplicate();
+            // As Go writes the struct, whose fields have no names of their own.
+            let shown = format!(
+                "{{\"Key\":{:?},\"Value\":{:?},\"Effect\":{:?},\"TimeAdded\":{}}}",
+                key.text(),
+                value.text(),
+                effect.text(),
+                taint.get("timeAdded").value
+            );
+            let mut error = FieldError::duplicate_shown(&*taint.path, shown);
             error.detail = "taints must be unique by key and effect pair".to_owned();
             errors.push(error);
         }

@@ -106,7 +106,14 @@ fn strategy(strategy: &At<'_>) -> Vec<FieldError> {
         "" => errors.push(strategy.required("")),
         "OnDelete" => {
             if rolling.is_set() {
-                errors.push(rolling.invalid("only allowed for updateStrategy 'RollingUpdate'"));
+                // As Go writes the struct, whose fields have no names of their own.
+                let shown = format!(
+                    "{{\"Partition\":{},\"MaxUnavailable\":{}}}",
+                    rolling.get("partition").int().unwrap_or(0),
+                    rolling.get("maxUnavailable").value
+                );
+                let why = "only allowed for updateStrategy 'RollingUpdate'";
+                errors.push(FieldError::invalid_shown(&*rolling.path, shown, why));
             }
         }
         "RollingUpdate" => {
