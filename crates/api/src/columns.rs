@@ -10,8 +10,8 @@ pub(crate) mod workload;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::duration;
 use crate::resource::Column;
+use crate::{duration, quantity};
 
 const NONE: &str = "<none>";
 const UNSET: &str = "<unset>";
@@ -70,6 +70,12 @@ fn or<'a>(value: &'a Value, missing: &'a str) -> &'a str {
 /// The number, or 0.
 fn int(value: &Value) -> i64 {
     value.as_i64().unwrap_or(0)
+}
+
+/// The quantity in its one form (`1Gi` for `1024Mi`); none is 0.
+fn amount(value: &Value) -> String {
+    let text = or(value, "0");
+    quantity::parse(text).map_or_else(|_| text.to_owned(), quantity::Amount::canonical)
 }
 
 fn list(value: &Value) -> &[Value] {

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    AGE, NAME, NONE, UNKNOWN, age, count, int, list, name, number, or, since, string, text, wide,
+    AGE, NAME, NONE, UNKNOWN, age, amount, count, int, list, name, number, or, since, string, text,
+    wide,
 };
 use crate::resource::Column;
 
@@ -195,7 +196,7 @@ pub(crate) fn quota(object: &Value, now: Timestamp) -> Vec<Value> {
     let (hard, used) = (&object["status"]["hard"], &object["status"]["used"]);
     let (mut requests, mut limits) = (Vec::new(), Vec::new());
     for (key, value) in hard.as_object().into_iter().flatten() {
-        let text = format!("{key}: {}/{}", or(&used[key], "0"), string(value));
+        let text = format!("{key}: {}/{}", amount(&used[key]), amount(value));
         if key.starts_with("limits.") { limits.push(text) } else { requests.push(text) }
     }
     vec![name(object), json!(requests.join(", ")), json!(limits.join(", ")), age(object, now)]

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{AGE, NAME, UNSET, age, list, name, or, string, text, wide};
+use super::{AGE, NAME, UNSET, age, amount, list, name, or, string, text, wide};
 use crate::resource::Column;
 
 /// `RWO,ROX,RWX,RWOP`, each once, in this order.
@@ -53,7 +53,7 @@ pub(crate) fn volume(object: &Value, now: Timestamp) -> Vec<Value> {
     };
     vec![
         name(object),
-        json!(or(&spec["capacity"]["storage"], "0")),
+        json!(amount(&spec["capacity"]["storage"])),
         json!(access_modes(&spec["accessModes"])),
         json!(string(&spec["persistentVolumeReclaimPolicy"])),
         json!(phase(object)),
@@ -84,9 +84,9 @@ pub(crate) fn claim(object: &Value, now: Timestamp) -> Vec<Value> {
     let (spec, status) = (&object["spec"], &object["status"]);
     let volume = string(&spec["volumeName"]);
     let (modes, capacity) = if volume.is_empty() {
-        (String::new(), "")
+        (String::new(), String::new())
     } else {
-        (access_modes(&status["accessModes"]), or(&status["capacity"]["storage"], "0"))
+        (access_modes(&status["accessModes"]), amount(&status["capacity"]["storage"]))
     };
     vec![
         name(object),

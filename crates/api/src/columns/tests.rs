@@ -271,7 +271,7 @@ fn storage_and_access_read_as_upstreams() {
         cells("", "persistentvolumes", &volume, &columns),
         ["1Gi", "RWO,RWX", "Bound", "d/c", "<unset>"]
     );
-    let claim = json!({"spec": {"volumeName": "v", "storageClassName": "local", "volumeMode": "Filesystem"}, "status": {"phase": "Bound", "capacity": {"storage": "2Gi"}, "accessModes": ["ReadWriteOnce"]}});
+    let claim = json!({"spec": {"volumeName": "v", "storageClassName": "local", "volumeMode": "Filesystem"}, "status": {"phase": "Bound", "capacity": {"storage": "2048Mi"}, "accessModes": ["ReadWriteOnce"]}});
     let columns = ["Status", "Volume", "Capacity", "Access Modes", "StorageClass", "VolumeMode"];
     assert_eq!(
         cells("", "persistentvolumeclaims", &claim, &columns),
@@ -293,7 +293,7 @@ fn storage_and_access_read_as_upstreams() {
     );
     assert_eq!(row, ["Role/r", "u", "", "n/s"]);
     let quota =
-        json!({"status": {"hard": {"pods": "4", "limits.cpu": "2"}, "used": {"pods": "1"}}});
+        json!({"status": {"hard": {"pods": "4", "limits.cpu": "2000m"}, "used": {"pods": "1"}}});
     assert_eq!(
         cells("", "resourcequotas", &quota, &["Request", "Limit"]),
         ["pods: 1/4", "limits.cpu: 0/2"]
