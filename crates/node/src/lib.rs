@@ -3,3 +3,4 @@ pub mod kubelet;
 pub mod podnet;
 pub mod loadbalancer;
 pub mod proxy;
+pub mod stream;

@@ -85,6 +85,7 @@ async fn serve(args: Agent) -> Result<()> {
 
     let handle = KubeletHandle::new();
     let runtime = open_runtime(&args, &name).await?;
+    start_streams(&args, &handle, &runtime, &shutdown).await?;
     let options = kubelet_options(&args, (name, ip), network, runtime, handle);
     let kubelet = tokio::spawn(kubelet::run(options, client, shutdown.clone()));
     terminated().await?;
@@ -130,6 +131,17 @@ async fn start_dns(
         None => Vec::new(),
     };
     Ok(dns::Server::start(SocketAddr::new(address, 53), DNS_THREADS, zone, dns::Forwarder::new(&resolvers))?)
+}
+
+/// Logs, exec and port-forward, for the API server alone.
+async fn start_streams(args: &Agent, handle: &KubeletHandle, runtime: &Runtime, shutdown: &CancellationToken) -> Result<()> {
+    let Some(tls) = crate::tls::kubelet(args)? else {
+        tracing::warn!(component = "kubelet", "no --tls-cert-file is given: logs, exec and port-forward are off");
+        return Ok(());
+    };
+    let address = SocketAddr::from(([0, 0, 0, 0], kubelet::PORT));
+    let options = node::stream::Options { address, handle: handle.clone(), runtime: runtime.clone(), tls };
+    Ok(node::stream::start(options, shutdown.clone()).await?)
 }
 
 async fn open_runtime(args: &Agent, name: &str) -> Result<Runtime> {

@@ -14,6 +14,7 @@ mod server;
 mod status;
 mod supervise;
 mod telemetry;
+mod tls;
 mod up;
 
 use std::process::ExitCode;
