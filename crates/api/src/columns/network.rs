@@ -90,21 +90,21 @@ pub(crate) fn service_cidr(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(object), json!(joined(&object["spec"]["cidrs"], ",")), age(object, now)]
 }
 
-/// `ipaddresses`
+/// `ipaddresses`: upstream shows no age.
 pub(crate) const IP_ADDRESS: &[Column] =
-    &[NAME, text("ParentRef", "The object that holds the address."), AGE];
+    &[NAME, text("ParentRef", "The object that holds the address.")];
 
 /// The row of an IPAddress.
-pub(crate) fn ip_address(object: &Value, now: Timestamp) -> Vec<Value> {
+pub(crate) fn ip_address(object: &Value, _: Timestamp) -> Vec<Value> {
     let parent = &object["spec"]["parentRef"];
     let reference = if parent.is_null() {
         NONE.to_owned()
     } else {
         let group = string(&parent["group"]);
         let dot = if group.is_empty() { "" } else { "." };
-        let resource = format!("{}{dot}{group}", string(&parent["resource"]));
+        let resource = format!("{}{dot}{group}", string(&parent["resource"])).to_lowercase();
         let place = [resource.as_str(), string(&parent["namespace"]), string(&parent["name"])];
         place.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
     };
-    vec![name(object), json!(reference), age(object, now)]
+    vec![name(object), json!(reference)]
 }

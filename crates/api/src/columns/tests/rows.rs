@@ -70,6 +70,7 @@ const HEADS: &[(&str, &str, &str)] = &[
     ("coordination.k8s.io", "leases", "NAME HOLDER AGE |"),
     ("discovery.k8s.io", "endpointslices", "NAME ADDRESSTYPE PORTS ENDPOINTS AGE |"),
     (NETWORK, "ingressclasses", "NAME CONTROLLER PARAMETERS AGE |"),
+    (NETWORK, "ipaddresses", "NAME PARENTREF |"),
     (NETWORK, "ingresses", "NAME CLASS HOSTS ADDRESS PORTS AGE |"),
     (NETWORK, "networkpolicies", "NAME POD-SELECTOR AGE |"),
     (NETWORK, "servicecidrs", "NAME CIDRS AGE |"),
