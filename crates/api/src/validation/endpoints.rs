@@ -81,9 +81,12 @@ fn slice_endpoint(endpoint: &At<'_>, kind: &str) -> Vec<FieldError> {
 fn slice_address(address: &str, kind: &str) -> Vec<String> {
     let family = |six: bool| {
         let mut wrong = names::ip(address);
-        if wrong.is_empty() && address.contains(':') != six {
+        if !wrong.is_empty() {
+            return wrong;
+        }
+        if address.contains(':') != six {
             let name = if six { "IPv6" } else { "IPv4" };
-            wrong.push(format!("must be a valid {name} address"));
+            wrong.push(format!("must be an {name} address"));
         }
         wrong.extend(names::non_special_ip(address));
         wrong
@@ -183,14 +186,16 @@ fn subsets(list: &At<'_>) -> Vec<FieldError> {
 
 fn endpoint_address(address: &At<'_>) -> Vec<FieldError> {
     let (ip, host, node) = (address.get("ip"), address.get("hostname"), address.get("nodeName"));
-    let mut errors = named_invalid(&ip.path, ip.text(), names::ip(ip.text()));
+    let malformed = names::ip(ip.text());
+    let special = if malformed.is_empty() { names::non_special_ip(ip.text()) } else { Vec::new() };
+    let mut errors = named_invalid(&ip.path, ip.text(), malformed);
     if !host.text().is_empty() {
         errors.extend(host.all_invalid(names::dns1123_label(host.text())));
     }
     if node.is_set() {
         errors.extend(node.all_invalid(names::dns1123_subdomain(node.text())));
     }
-    errors.extend(named_invalid(&ip.path, ip.text(), names::non_special_ip(ip.text())));
+    errors.extend(named_invalid(&ip.path, ip.text(), special));
     errors
 }
 

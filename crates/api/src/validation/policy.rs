@@ -76,16 +76,11 @@ pub(crate) fn create_priority(object: &Value) -> Vec<FieldError> {
     let mut errors = meta::create(object, false, meta::SUBDOMAIN);
     let root = At::root(object);
     let (name, value) = (root.get("metadata.name"), root.get("value"));
-    let system =
-        [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
     if name.text().starts_with("system-") {
-        let known = system
-            .iter()
-            .any(|(known, number)| name.text() == *known && value.int() == Some(*number));
-        if !known {
-            errors.push(name.forbidden(
-                "priority class names with 'system-' prefix are reserved for system use only. error: only system-cluster-critical, system-node-critical are allowed",
-            ));
+        if let Some(why) = unknown_system_priority(&root) {
+            errors.push(name.forbidden(format!(
+                "priority class names with 'system-' prefix are reserved for system use only. error: {why}"
+            )));
         }
     } else if value.int().unwrap_or(0) > PRIORITY_MAX {
         errors.push(value.forbidden(format!(
@@ -97,6 +92,21 @@ pub(crate) fn create_priority(object: &Value) -> Vec<FieldError> {
         errors.extend(policy.one_of(&["PreemptLowerPriority", "Never"]));
     }
     errors
+}
+
+/// Why a class of the reserved prefix is not one of the system's own.
+fn unknown_system_priority(class: &At<'_>) -> Option<String> {
+    let name = class.get("metadata.name").text();
+    let own = match name {
+        "system-cluster-critical" => 2_000_000_000,
+        "system-node-critical" => 2_000_001_000,
+        _ => return Some(format!("{name} is not a known system priority class")),
+    };
+    if class.get("value").int() != Some(own) {
+        return Some(format!("value of {name} PriorityClass must be {own}"));
+    }
+    let global = class.get("globalDefault").is_true();
+    global.then(|| format!("globalDefault of {name} PriorityClass must be false"))
 }
 
 /// Checks a changed PriorityClass.
