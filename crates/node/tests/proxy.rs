@@ -195,3 +195,21 @@ fn node_local_services_are_left_alone() {
     lab.serve_on_node("10.96.0.10");
     assert_eq!(lab.tcp("b", "10.96.0.10:8080").pod(), "node");
 }
+
+#[test]
+fn plain_nft_lists_every_kind_of_chain() {
+    let mut lab = Lab::new();
+    let web = |name: &str, ip: &str| service(name, ip).tcp(80, 8080).node_port(30080).affinity(600);
+    lab.apply(web("sticky", "10.96.0.10"), endpoints("sticky", &["a", "c"]));
+    let here = web("here", "10.96.0.11").node_port(30081).internal_local().external_local();
+    lab.apply(here, endpoints("here", &["a", "c"]));
+    let balanced = service("balanced", "10.96.0.12").tcp(80, 8080).load_balancer("203.0.113.10");
+    lab.apply(balanced.source_range("198.18.0.8/29"), endpoints("balanced", &["a"]));
+    lab.tcp("client", "10.96.0.10:80").pod();
+    let listed = lab.nft("list table ip rhumb_proxy");
+    assert!(listed.contains("draw-cluster-2-sticky-600"), "{listed}");
+    let six = service("six", "fd96::10").tcp(80, 8080).affinity(600).external_local();
+    lab.apply(six, endpoints("six", &[]).six());
+    let listed = lab.nft("list table ip6 rhumb_proxy");
+    assert!(listed.contains("draw-cluster-1-sticky-600"), "{listed}");
+}

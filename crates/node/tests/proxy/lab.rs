@@ -146,6 +146,13 @@ impl SliceSketch {
         self
     }
 
+    /// An IPv6 endpoint instead.
+    pub(crate) fn six(mut self) -> Self {
+        self.0["addressType"] = json!("IPv6");
+        self.0["endpoints"] = json!([{ "addresses": ["fd44::2"], "nodeName": NODE }]);
+        self
+    }
+
     pub(crate) fn draining(self, pod: &str) -> Self {
         self.add(pod, &json!({ "ready": false, "serving": true, "terminating": true }))
     }

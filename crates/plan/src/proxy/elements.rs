@@ -16,7 +16,14 @@ pub(super) const IDENTITY_LOCAL: u32 = 0x1_0000;
 /// The sets and maps of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SetId {
-    /// Frontend to what happens there.
+    /// Class to verdict. Small: the kernel walks all of a verdict map whenever it changes, so frontends have classes
+    /// instead of verdicts of their own.
+    Classes,
+    /// The same behind the check of source ranges: without that check, for the kernel takes no loops.
+    GuardedClasses,
+    /// The same behind the split by traffic policy: only classes that draw.
+    SplitClasses,
+    /// Frontend to class: what happens there.
     Services,
     /// The same, for frontends with source ranges, after the check.
     Guarded,
@@ -46,7 +53,10 @@ pub enum SetId {
 
 impl SetId {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
+        Self::Classes,
+        Self::GuardedClasses,
+        Self::SplitClasses,
         Self::Services,
         Self::Guarded,
         Self::Inside,
@@ -66,6 +76,9 @@ impl SetId {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Classes => "classes",
+            Self::GuardedClasses => "guarded_classes",
+            Self::SplitClasses => "split_classes",
             Self::Services => "services",
             Self::Guarded => "guarded",
             Self::Inside => "inside",
@@ -101,8 +114,11 @@ impl SetId {
         let endpoint = [address, Field::Port];
         let identity = [address, Field::Mark];
         match self {
+            Self::Classes | Self::GuardedClasses | Self::SplitClasses => {
+                Set::verdicts([Field::Mark])
+            }
             Self::Services | Self::Guarded | Self::Inside | Self::Outside => {
-                Set::verdicts(frontend)
+                Set::map(frontend, [Field::Mark])
             }
             Self::Endpoints | Self::LocalEndpoints => {
                 Set::map([address, Field::Proto, Field::Port, Field::Mark], endpoint)
@@ -127,6 +143,12 @@ impl SetId {
 
 /// Clients remembered at once: when there are more, new ones are not remembered until older ones time out.
 const AFFINITY_ENTRIES_MAX: u32 = 1 << 20;
+
+/// Endpoints that one frontend draws from; those beyond, in the order of addresses, are left out. A class's number has
+/// room for so many.
+const ENDPOINTS_MAX: u32 = 999_999;
+/// The same with session affinity.
+pub(super) const STICKY_ENDPOINTS_MAX: u32 = 9_900;
 
 /// A chain that draws one of `count` endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,6 +193,75 @@ impl ChainId {
     }
 }
 
+/// What happens at frontends, as a number that maps hold: equal in every run, so that nothing has to be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    Reject,
+    Drop,
+    Split,
+    Guard,
+    Draw(ChainId),
+}
+
+impl Class {
+    pub(super) const FIXED: [Self; 4] = [Self::Reject, Self::Drop, Self::Split, Self::Guard];
+    /// Numbers of drawing classes are kind and count: 2000004 draws one of four for everybody.
+    const KIND: u32 = 1_000_000;
+    /// Where the numbers of drawing classes with affinity begin: count, kind and seconds in one. One number and not
+    /// three fields, because nft 1.0.6 aborts when it lists a verdict map whose key of several fields comes from a map.
+    const STICKY: u32 = 10_000_000;
+    const KINDS: u32 = 5;
+    /// Seconds of affinity are below this: the API's bound is 86,400.
+    const SECONDS: u32 = 86_401;
+
+    fn fields(self) -> Fields {
+        let code = match self {
+            Self::Reject => 1,
+            Self::Drop => 2,
+            Self::Split => 3,
+            Self::Guard => 4,
+            Self::Draw(id) => {
+                let kind = match (id.local, id.masquerade, id.local_identity) {
+                    (true, ..) => 4,
+                    (false, Some(MasqueradeChain::OffCluster), false) => 1,
+                    (false, Some(MasqueradeChain::Always), _) => 2,
+                    (false, None, _) => 3,
+                    (false, Some(MasqueradeChain::OffCluster), true) => 5,
+                };
+                match id.affinity_s {
+                    0 => kind * Self::KIND + id.count,
+                    seconds => {
+                        let place = id.count * Self::KINDS + kind - 1;
+                        Self::STICKY + place * Self::SECONDS + seconds
+                    }
+                }
+            }
+        };
+        Fields::new().mark(code)
+    }
+
+    fn value(self) -> Value {
+        self.fields().data()
+    }
+
+    /// Its elements of the maps from class to verdict.
+    pub(super) fn elements(self) -> impl Iterator<Item = Element> {
+        let verdict = match self {
+            Self::Reject => Verdict::Goto("reject".into()),
+            Self::Drop => Verdict::Drop,
+            Self::Split => Verdict::Goto("split".into()),
+            Self::Guard => Verdict::Goto("guard".into()),
+            Self::Draw(id) => Verdict::Goto(Arc::from(id.name())),
+        };
+        let maps: &[SetId] = match self {
+            Self::Guard => &[SetId::Classes],
+            Self::Reject | Self::Drop | Self::Split => &[SetId::Classes, SetId::GuardedClasses],
+            Self::Draw(_) => &[SetId::Classes, SetId::GuardedClasses, SetId::SplitClasses],
+        };
+        maps.iter().map(move |map| (*map, self.fields().key(), Value::Verdict(verdict.clone())))
+    }
+}
+
 /// One element and its set.
 pub(super) type Element = (SetId, Key, Value);
 
@@ -207,9 +298,9 @@ pub(super) fn lower(view: &ServiceView, family: Family) -> Lowered {
 
 impl Lowered {
     fn add(&mut self, frontend: &Frontend) {
-        let verdict = match &frontend.action {
-            Action::Reject => Verdict::Goto("reject".into()),
-            Action::Drop => Verdict::Drop,
+        let class = match &frontend.action {
+            Action::Reject => Class::Reject,
+            Action::Drop => Class::Drop,
             Action::Forward { endpoints, masquerade, local } => {
                 let masquerade = Some(match masquerade {
                     Masquerade::OffCluster => MasqueradeChain::OffCluster,
@@ -222,35 +313,36 @@ impl Lowered {
             Action::Split { inside, outside } => {
                 self.identify(frontend);
                 if !inside.is_empty() {
-                    let verdict = self.draw(frontend, inside, chain(frontend, false));
-                    self.push(SetId::Inside, frontend, verdict);
+                    let class = self.draw(frontend, inside, chain(frontend, false));
+                    self.push(SetId::Inside, frontend, class);
                 }
                 if !outside.is_empty() {
                     let id = ChainId { local: true, ..chain(frontend, true) };
-                    let verdict = self.draw(frontend, outside, id);
-                    self.push(SetId::Outside, frontend, verdict);
+                    let class = self.draw(frontend, outside, id);
+                    self.push(SetId::Outside, frontend, class);
                 }
-                Verdict::Goto("split".into())
+                Class::Split
             }
         };
         let Some(sources) = &frontend.sources else {
-            return self.push(SetId::Services, frontend, verdict);
+            return self.push(SetId::Services, frontend, class);
         };
-        self.push(SetId::Guarded, frontend, verdict);
-        self.push(SetId::Services, frontend, Verdict::Goto("guard".into()));
+        self.push(SetId::Guarded, frontend, class);
+        self.push(SetId::Services, frontend, Class::Guard);
         for range in sources {
             self.allow(frontend, range);
         }
     }
 
-    fn push(&mut self, set: SetId, frontend: &Frontend, verdict: Verdict) {
-        self.elements.push((set, key(frontend).key(), Value::Verdict(verdict)));
+    fn push(&mut self, set: SetId, frontend: &Frontend, class: Class) {
+        self.elements.push((set, key(frontend).key(), class.value()));
     }
 
-    /// The endpoints to draw from, and the verdict that draws.
-    fn draw(&mut self, frontend: &Frontend, endpoints: &[SocketAddr], chain: ChainId) -> Verdict {
+    /// The endpoints to draw from, and the class that draws.
+    fn draw(&mut self, frontend: &Frontend, endpoints: &[SocketAddr], chain: ChainId) -> Class {
         let set = if chain.local { SetId::LocalEndpoints } else { SetId::Endpoints };
-        let count = u32::try_from(endpoints.len()).expect("far fewer endpoints");
+        let max = if chain.affinity_s > 0 { STICKY_ENDPOINTS_MAX } else { ENDPOINTS_MAX };
+        let count = u32::try_from(endpoints.len()).unwrap_or(max).min(max);
         for (index, endpoint) in (0..count).zip(endpoints) {
             let value = Fields::new().address(endpoint.ip()).port(endpoint.port()).data();
             self.elements.push((set, key(frontend).mark(index).key(), value));
@@ -264,7 +356,7 @@ impl Lowered {
         }
         let chain = ChainId { count, ..chain };
         self.chains.insert(chain);
-        Verdict::Goto(Arc::from(chain.name()))
+        Class::Draw(chain)
     }
 
     /// For affinity. Chains that stay on this node add the mark of that themselves.
@@ -289,7 +381,7 @@ impl Lowered {
 }
 
 fn chain(frontend: &Frontend, local_identity: bool) -> ChainId {
-    let affinity_s = frontend.affinity_s.unwrap_or(0);
+    let affinity_s = frontend.affinity_s.unwrap_or(0).min(Class::SECONDS - 1);
     ChainId {
         masquerade: None,
         local: false,

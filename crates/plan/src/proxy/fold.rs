@@ -11,7 +11,7 @@ use api::{Name, Objects};
 use imbl::ordmap::DiffItem;
 use net::nft::{Chain, Family, Key, SetChange, Table, Value};
 
-use super::elements::{ChainId, Lowered, SetId, lower};
+use super::elements::{ChainId, Class, Lowered, SetId, lower};
 use super::ruleset::{draw_chain, skeleton};
 use super::{FAMILIES, Settings};
 use crate::service::{Action, NodeView, Protocol, ServiceView, Surroundings, service_of, view};
@@ -202,6 +202,9 @@ impl Fold {
         let state = &self.families[&family];
         let chains = state.chains.iter().map(|id| draw_chain(family, &self.settings, *id));
         table.chains.extend(chains);
+        for (map, key, value) in state.chains.iter().flat_map(|id| Class::Draw(*id).elements()) {
+            table.elements.entry(map.name().into()).or_default().insert(key, value);
+        }
         let mut claims = state.claims.iter().peekable();
         while let Some(((set, _), _)) = claims.peek().copied() {
             let of_set = std::iter::from_fn(|| claims.next_if(|((other, _), _)| other == set));
@@ -317,8 +320,11 @@ impl Fold {
             let state = self.families.get_mut(&family).expect("both families are there");
             for id in lowered.chains {
                 if state.chains.insert(id) {
-                    let chain = draw_chain(family, &self.settings, id);
-                    change.families.entry(family).or_default().chains.push(chain);
+                    let change = change.families.entry(family).or_default();
+                    change.chains.push(draw_chain(family, &self.settings, id));
+                    change.elements.extend(Class::Draw(id).elements().map(|(map, key, new)| {
+                        SetChange { set: map.name().into(), key, old: None, new: Some(new) }
+                    }));
                 }
             }
             for (set, key, value) in lowered.elements {

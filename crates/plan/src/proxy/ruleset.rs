@@ -10,7 +10,7 @@ use net::nft::{
 };
 
 use super::Settings;
-use super::elements::{ChainId, IDENTITY_LOCAL, MasqueradeChain, SetId};
+use super::elements::{ChainId, Class, IDENTITY_LOCAL, MasqueradeChain, SetId};
 
 /// The table's name in both families.
 pub const TABLE: &str = "rhumb_proxy";
@@ -19,6 +19,8 @@ pub const MARK: u32 = 0x4000;
 /// `RTN_LOCAL`.
 const LOCAL_ADDRESS: u32 = 2;
 const TCP: u8 = 6;
+/// The last register: no key or data reaches it, but for keys of frontends that were looked up before.
+const SPARE: Reg = Reg(15);
 
 /// The table without elements and without the chains that draw.
 pub(super) fn skeleton(family: Family, settings: &Settings) -> Table {
@@ -28,6 +30,9 @@ pub(super) fn skeleton(family: Family, settings: &Settings) -> Table {
         if set != SetId::Affinity {
             table.elements.insert(set.name().into(), Default::default());
         }
+    }
+    for (map, key, value) in Class::FIXED.into_iter().flat_map(Class::elements) {
+        table.elements.entry(map.name().into()).or_default().insert(key, value);
     }
     let rules = Rules { family, settings };
     // Priorities: dstnat is -100 (and on output by number, since nft knows the word for prerouting only), srcnat 100.
@@ -93,16 +98,30 @@ impl Rules<'_> {
         ]
     }
 
-    fn verdict_map(&self, set: SetId) -> Rule {
+    /// Finds the class of the frontend, and goes where its class goes.
+    fn classify(&self, set: SetId) -> Rule {
+        let class = Reg(self.width() + 2);
         let mut exprs = self.frontend(0);
-        exprs.push(Expr::VerdictMap { map: set.name().into(), from: Reg(0) });
+        exprs.push(Expr::Lookup {
+            set: set.name().into(),
+            from: Reg(0),
+            to: Some(class),
+            invert: false,
+        });
+        exprs.extend(listable(class.0..class.0 + 1, SPARE));
+        let map = match set {
+            SetId::Guarded => SetId::GuardedClasses,
+            SetId::Inside | SetId::Outside => SetId::SplitClasses,
+            _ => SetId::Classes,
+        };
+        exprs.push(Expr::VerdictMap { map: map.name().into(), from: class });
         Rule { exprs }
     }
 
     /// A lookup, and once more: an element that is just being replaced may be missed by the first. Then the packet is
     /// dropped, so that the client tries again.
     fn lookup_twice(&self, set: SetId) -> Vec<Rule> {
-        vec![self.verdict_map(set), self.verdict_map(set), drop()]
+        vec![self.classify(set), self.classify(set), drop()]
     }
 
     fn frontends(&self) -> Vec<Rule> {
@@ -114,8 +133,8 @@ impl Rules<'_> {
             invert: false,
         };
         let mut rules = vec![
-            self.verdict_map(SetId::Services),
-            self.verdict_map(SetId::Services),
+            self.classify(SetId::Services),
+            self.classify(SetId::Services),
             Rule::new([destination(), find(SetId::LocalVip), Expr::Verdict(Verdict::Return)]),
             Rule::new([destination(), find(SetId::ClusterIps), goto("reject")]),
         ];
@@ -138,9 +157,9 @@ impl Rules<'_> {
             to: None,
             invert: false,
         });
-        allowed.extend(self.verdict_map(SetId::Guarded).exprs);
+        allowed.extend(self.classify(SetId::Guarded).exprs);
         let mut own = self.own_source().to_vec();
-        own.extend(self.verdict_map(SetId::Guarded).exprs);
+        own.extend(self.classify(SetId::Guarded).exprs);
         vec![Rule { exprs: allowed.clone() }, Rule { exprs: allowed }, Rule { exprs: own }, drop()]
     }
 
@@ -252,6 +271,7 @@ impl Rules<'_> {
     fn client(&self, id: ChainId) -> Vec<Expr> {
         let width = self.width();
         let mut exprs = vec![load::source(self.family, Reg(0)), load::l4proto(Reg(2 * width + 1))];
+        exprs.extend(listable(width..2 * width + 1, SPARE));
         if id.local_identity {
             exprs.push(mark_bits(Reg(2 * width), IDENTITY_LOCAL));
         }
@@ -282,6 +302,7 @@ impl Rules<'_> {
         exprs.push(find(SetId::Identities, endpoint, Some(width)));
         exprs.extend(self.client(id));
         exprs.push(find(SetId::Affinity, 0, Some(endpoint)));
+        exprs.extend(listable(endpoint..endpoint + width + 1, SPARE));
         exprs.push(find(SetId::Usable, width, None));
         exprs.extend([self.remember(DynOp::Update, id), self.dnat()]);
         Rule { exprs }
@@ -306,6 +327,7 @@ impl Rules<'_> {
                 invert: false,
             });
             exprs.extend(self.client(id));
+            exprs.extend(listable(endpoint..endpoint + width + 1, SPARE));
             // What is remembered of an endpoint out of use goes first: an update would keep it.
             exprs.push(self.remember(DynOp::Delete, id));
             exprs.push(self.remember(DynOp::Update, id));
@@ -317,6 +339,19 @@ impl Rules<'_> {
 
 fn drop() -> Rule {
     Rule::new([Expr::Verdict(Verdict::Drop)])
+}
+
+/// Passes the registers of a map's data through the packet mark, which is as before at the end: it changes nothing, but
+/// nft 1.0.6 (and whoever lists rules through its library) aborts on a key made of a map's data, whose length it does
+/// not know. Of the mark it knows it. `spare` is a register that is not needed.
+fn listable(regs: std::ops::Range<u8>, spare: Reg) -> Vec<Expr> {
+    let key = MetaKey::Mark;
+    let mut exprs = vec![Expr::Meta { key, to: spare }];
+    for reg in regs.map(Reg) {
+        exprs.extend([Expr::MetaSet { key, from: reg }, Expr::Meta { key, to: reg }]);
+    }
+    exprs.push(Expr::MetaSet { key, from: spare });
+    exprs
 }
 
 /// Sets bits of a number in host order.

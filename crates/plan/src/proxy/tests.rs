@@ -334,6 +334,12 @@ proptest! {
         for (at, family) in FAMILIES.into_iter().enumerate() {
             commit(&mut kernel[at], stages[at].sweep(family));
             let expected = fresh.table(family);
+            // Chains and their classes stay for the next Service that needs them.
+            for map in ["classes", "guarded_classes", "split_classes"] {
+                let needed = expected.elements[map].clone();
+                let kept = kernel[at].elements.insert(map.into(), needed.clone()).unwrap();
+                prop_assert!(needed.iter().all(|(key, value)| kept.get(key) == Some(value)));
+            }
             prop_assert_eq!(&kernel[at].elements, &expected.elements);
             let missing: Vec<_> = expected.chains.iter().filter(|(name, chain)| kernel[at].chains.get(*name) != Some(chain)).collect();
             prop_assert!(missing.is_empty(), "{:?}", missing);
@@ -379,4 +385,27 @@ fn affinity_leads_back_only_to_usable_endpoints() {
     assert_ne!(moved.outcome, first.outcome);
     let kept: Vec<&Elements> = moved.learned.values().collect();
     assert_eq!(kept[0].len(), 1, "the old memory is replaced");
+}
+
+#[test]
+fn every_chain_has_a_class_of_its_own() {
+    use super::elements::{Class, MasqueradeChain, STICKY_ENDPOINTS_MAX};
+    let mut numbers = BTreeMap::new();
+    for count in [1, 2, 999, 1_000, STICKY_ENDPOINTS_MAX] {
+        for affinity_s in [0, 1, 2, 600, 10_800, 86_400] {
+            for (masquerade, local, here) in [
+                (Some(MasqueradeChain::OffCluster), false, false),
+                (Some(MasqueradeChain::OffCluster), false, affinity_s > 0),
+                (Some(MasqueradeChain::Always), false, false),
+                (None, false, false),
+                (None, true, affinity_s > 0),
+            ] {
+                let id =
+                    super::ChainId { masquerade, local, count, affinity_s, local_identity: here };
+                let (_, key, _) = Class::Draw(id).elements().next().unwrap();
+                let other = numbers.insert(key, id);
+                assert!(other.is_none_or(|other| other == id), "{other:?} and {id:?}");
+            }
+        }
+    }
 }
