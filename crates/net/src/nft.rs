@@ -5,6 +5,8 @@
 
 mod blob;
 mod delta;
+mod fields;
+pub mod load;
 mod render;
 mod trace;
 
@@ -14,6 +16,7 @@ use std::sync::Arc;
 
 pub use blob::Blob;
 pub use delta::{SetChange, replace_elements};
+pub use fields::Fields;
 pub use render::render;
 pub use trace::{Outcome, Packet, Traced};
 
@@ -566,97 +569,4 @@ pub struct Transaction {
     pub table: Arc<str>,
     /// In order.
     pub ops: Vec<Op>,
-}
-
-/// Builds keys and data out of padded fields.
-#[derive(Clone, Debug, Default)]
-pub struct Fields(Blob);
-
-impl Fields {
-    /// No fields yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// An address.
-    #[must_use]
-    pub fn address(mut self, address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(v4) => self.0.extend(&v4.octets()),
-            IpAddr::V6(v6) => self.0.extend(&v6.octets()),
-        }
-        self
-    }
-
-    /// A protocol number.
-    #[must_use]
-    pub fn proto(mut self, number: u8) -> Self {
-        self.0.extend(&[number, 0, 0, 0]);
-        self
-    }
-
-    /// A port.
-    #[must_use]
-    pub fn port(mut self, port: u16) -> Self {
-        self.0.extend(&port.to_be_bytes());
-        self.0.extend(&[0, 0]);
-        self
-    }
-
-    /// A number in host order.
-    #[must_use]
-    pub fn mark(mut self, mark: u32) -> Self {
-        self.0.extend(&mark.to_ne_bytes());
-        self
-    }
-
-    /// The bytes.
-    #[must_use]
-    pub fn bytes(self) -> Blob {
-        self.0
-    }
-
-    /// The bytes as a key.
-    #[must_use]
-    pub fn key(self) -> Key {
-        Key::exact(self.bytes())
-    }
-
-    /// The bytes as data.
-    #[must_use]
-    pub fn data(self) -> Value {
-        Value::Data(self.bytes())
-    }
-}
-
-/// Loads of the packet fields that rules are made of.
-pub mod load {
-    use super::{Expr, Family, MetaKey, PayloadBase, Reg};
-
-    /// The source address.
-    #[must_use]
-    pub fn source(family: Family, to: Reg) -> Expr {
-        let offset = if family == Family::Ip { 12 } else { 8 };
-        Expr::Payload { base: PayloadBase::Network, offset, len: family.address_len(), to }
-    }
-
-    /// The destination address.
-    #[must_use]
-    pub fn destination(family: Family, to: Reg) -> Expr {
-        let offset = if family == Family::Ip { 16 } else { 24 };
-        Expr::Payload { base: PayloadBase::Network, offset, len: family.address_len(), to }
-    }
-
-    /// The protocol number above IP.
-    #[must_use]
-    pub const fn l4proto(to: Reg) -> Expr {
-        Expr::Meta { key: MetaKey::L4Proto, to }
-    }
-
-    /// The destination port.
-    #[must_use]
-    pub const fn destination_port(to: Reg) -> Expr {
-        Expr::Payload { base: PayloadBase::Transport, offset: 2, len: 2, to }
-    }
 }
