@@ -67,7 +67,10 @@ spec:
     spec:
       terminationGracePeriodSeconds: 1
       containers:
-      - {name: mongo, image: 'mycompany/web-app:latest', volumeMounts: [{name: mongo-storage, mountPath: /data/db}]}
+      - name: mongo
+        image: mycompany/web-app:latest
+        readinessProbe: {httpGet: {path: /healthz, port: 8080}}
+        volumeMounts: [{name: mongo-storage, mountPath: /data/db}]
   volumeClaimTemplates:
   - metadata: {name: mongo-storage}
     spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
@@ -136,8 +139,10 @@ fn cluster_ip(lab: &Lab, pod: &str) -> Result<()> {
     })?;
     lab.within("n1", &curl(&url)).context("a node's own process")?;
     let nobody = lab.value("svc/nobody", "{.spec.clusterIP}")?;
-    let refused = lab.from_pod(pod, &["curl", "-s", "-m", "3", &format!("http://{nobody}/")]).unwrap_err().to_string();
-    ensure!(!refused.contains("timed out"), "no endpoints means refused, not lost: {refused}");
+    // Exit code 7 is "refused"; 28 would be "timed out".
+    let script = format!("curl -s -m 3 http://{nobody}/ || echo $?");
+    let refused = lab.from_pod(pod, &["sh", "-c", &script])?;
+    ensure!(refused.trim() == "7", "no endpoints means refused, not lost: {refused}");
     lab.kubectl(&["scale", "deployment/web-app", "--replicas=1"])?;
     lab.ready("app=web-app", 1)?;
     let left = first_pod(lab, "app=web-app")?;

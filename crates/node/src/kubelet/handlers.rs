@@ -191,21 +191,21 @@ async fn send(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
-    let exchange = async move {
-        let response: Response<Incoming> =
-            sender.send_request(request).await.map_err(|error| error.to_string())?;
-        let status = response.status().as_u16();
-        // One frame is read so that a server does not see its answer refused.
-        let _ = response.into_body().frame().await;
-        Ok(status)
+    // The connection may end as soon as the answer is there: only the exchange says how the probe went.
+    let driver = tokio::spawn(connection);
+    let response: Result<Response<Incoming>, _> = sender.send_request(request).await;
+    let status = match response {
+        Ok(response) => {
+            let status = response.status().as_u16();
+            // One frame is read so that a server does not see its answer refused.
+            let _ = response.into_body().frame().await;
+            Ok(status)
+        }
+        Err(error) if error.is_incomplete_message() || error.is_canceled() => Err("EOF".to_owned()),
+        Err(error) => Err(error.to_string()),
     };
-    tokio::select! {
-        status = exchange => status,
-        ended = connection => match ended {
-            Ok(()) => Err("EOF".to_owned()),
-            Err(error) => Err(error.to_string()),
-        },
-    }
+    driver.abort();
+    status
 }
 
 /// Probes accept every certificate, as upstream's do.
