@@ -2,6 +2,8 @@
 //!
 //! A file has a `base` object that is good as it is, and `cases`. A case changes the base by a merge patch (`with`), or
 //! brings its own `object`; `from` (a merge patch of the base) makes it an update, and `via: status` one of the status.
+//! `warnings` are those of the new object. What people really write, in `cases/accepted` and the project's examples, must
+//! be refused nothing.
 //! Objects go the way they go in the API server: types, defaults, preparation, validation.
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
@@ -102,6 +104,13 @@ fn refusals_have_upstreams_words() {
                 .iter()
                 .map(|line| line.as_str().unwrap())
                 .collect();
+            if let Some(expected) = case.get("warnings") {
+                let new = decoded(patched(new, &case["with"]));
+                let got = (resource_of(&new).rules.warnings)(&new);
+                if json!(got) != *expected {
+                    wrong.push(format!("{file}: {}: warns {got:#?}", case["name"]));
+                }
+            }
             refused += usize::from(!expected.is_empty());
             if heads(&got) != expected {
                 wrong.push(format!(
@@ -114,4 +123,54 @@ fn refusals_have_upstreams_words() {
     assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
     assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
     assert!(refused >= 80, "only {refused} refusals");
+}
+
+/// What the API server allocates before it validates, where a Service leaves it open.
+fn allocated(mut object: Value) -> Value {
+    let spec = &mut object["spec"];
+    if spec["type"] != "ExternalName" && spec["clusterIP"].is_null() {
+        spec["clusterIP"] = json!("10.96.0.10");
+    }
+    if let Some(ip) = spec["clusterIP"].as_str().map(str::to_owned) {
+        spec["clusterIPs"] = json!([ip]);
+        spec["ipFamilies"] = json!(["IPv4"]);
+        spec["ipFamilyPolicy"] = json!("SingleStack");
+    }
+    if spec["type"] == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local" {
+        spec["healthCheckNodePort"] = json!(30999);
+    }
+    object
+}
+
+/// The manifests below a directory.
+fn manifests(directory: &Path) -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(manifests(&path));
+        } else if path.extension().is_some_and(|extension| extension == "yaml") {
+            let name = path.display().to_string();
+            let text = fs::read_to_string(&path).unwrap();
+            let documents: Vec<Value> = serde_saphyr::from_multiple(&text)
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
+            found.extend(documents.into_iter().map(|object| (name.clone(), object)));
+        }
+    }
+    found
+}
+
+#[test]
+fn what_people_write_is_accepted() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = manifests(&root.join("cases/accepted"));
+    all.extend(manifests(&root.join("../../examples")));
+    all.retain(|(_, object)| object["kind"].is_string());
+    assert!(all.len() >= 30, "only {} manifests", all.len());
+    for (name, object) in all {
+        let what = format!("{name}: {} {}", object["kind"], object["metadata"]["name"]);
+        let object = if object["kind"] == "Service" { allocated(object) } else { object };
+        assert_eq!(errors_of(object.clone(), None, ""), [""; 0], "{what}");
+        assert_eq!(errors_of(object.clone(), Some(object), ""), [""; 0], "{what}, written again");
+    }
 }

@@ -4,6 +4,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 const LABEL: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
 const SUBDOMAIN: &str = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*";
 const LABEL_KEY: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";
@@ -57,6 +59,24 @@ pub(crate) fn dns1123_subdomain(text: &str) -> Vec<String> {
         errors.push(regex_error(
             "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
             SUBDOMAIN,
+            &["example.com"],
+        ));
+    }
+    errors
+}
+
+/// A DNS subdomain that may hold underscores: a search domain.
+pub(crate) fn search_domain(text: &str) -> Vec<String> {
+    const LABEL: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+    let mut errors: Vec<String> = too_long(text, 253).into_iter().collect();
+    let label = |label: &str| {
+        let rest = label.strip_prefix('_').unwrap_or(label);
+        framed(rest, lower, b"-_")
+    };
+    if !text.split('.').all(label) {
+        errors.push(regex_error(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character",
+            &format!(r"{LABEL}(\.{LABEL})*"),
             &["example.com"],
         ));
     }
@@ -246,44 +266,45 @@ pub(crate) fn canonical_ip(text: &str) -> Vec<String> {
 }
 
 /// An IPv4 address with leading zeros, which old releases took.
-fn sloppy_ip(text: &str) -> Option<IpAddr> {
+pub(crate) fn sloppy_ip(text: &str) -> Option<IpAddr> {
     let parts: Vec<u8> = text.split('.').map(str::parse).collect::<Result<_, _>>().ok()?;
     <[u8; 4]>::try_from(parts).ok().map(IpAddr::from)
 }
 
 /// A subnet in CIDR form. Fields older than the rule may hold IPv6 in any notation.
 pub(crate) fn cidr(text: &str) -> Vec<String> {
-    match text.parse::<ipnet::IpNet>() {
-        Err(_) if sloppy_cidr(text) => {
-            vec!["must not have leading 0s in IP or prefix length".to_owned()]
+    let why = match strict_net(text) {
+        None if sloppy_net(text).is_some() => "must not have leading 0s in IP or prefix length",
+        None => "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+        Some(IpNet::V6(net)) if net.addr().to_ipv4_mapped().is_some() => {
+            "must not have an IPv4-mapped IPv6 address"
         }
-        Err(_) => {
-            vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned()]
+        Some(net) if net.addr() != net.network() => {
+            "must not have bits set beyond the prefix length"
         }
-        Ok(ipnet::IpNet::V6(net)) if net.addr().to_ipv4_mapped().is_some() => {
-            vec!["must not have an IPv4-mapped IPv6 address".to_owned()]
-        }
-        Ok(net) if net.addr() != net.network() => {
-            vec!["must not have bits set beyond the prefix length".to_owned()]
-        }
-        Ok(_) => Vec::new(),
-    }
+        Some(_) => return Vec::new(),
+    };
+    vec![why.to_owned()]
+}
+
+/// A subnet without leading zeros anywhere.
+pub(crate) fn strict_net(text: &str) -> Option<IpNet> {
+    let (ip, bits) = text.split_once('/')?;
+    let padded = bits.len() > 1 && bits.starts_with('0') || bits.starts_with('+');
+    if padded { None } else { IpNet::new(ip.parse().ok()?, bits.parse().ok()?).ok() }
 }
 
 /// A subnet with leading zeros, which old releases took.
-fn sloppy_cidr(text: &str) -> bool {
-    let Some((ip, bits)) = text.split_once('/') else { return false };
-    let Ok(length) = bits.parse::<u8>() else { return false };
-    match ip.parse::<IpAddr>().ok().or_else(|| sloppy_ip(ip)) {
-        Some(ip) => ipnet::IpNet::new(ip, length).is_ok(),
-        None => false,
-    }
+pub(crate) fn sloppy_net(text: &str) -> Option<IpNet> {
+    let (ip, bits) = text.split_once('/')?;
+    let ip = ip.parse::<IpAddr>().ok().or_else(|| sloppy_ip(ip))?;
+    IpNet::new(ip, bits.parse().ok()?).ok()
 }
 
 /// A subnet in CIDR form, in one notation.
 pub(crate) fn canonical_cidr(text: &str) -> Vec<String> {
-    match text.parse::<ipnet::IpNet>() {
-        Ok(net) if cidr(text).is_empty() && net.to_string() != text => {
+    match strict_net(text) {
+        Some(net) if cidr(text).is_empty() && net.to_string() != text => {
             vec![format!("must be in canonical form (\"{net}\")")]
         }
         _ => cidr(text),

@@ -278,8 +278,9 @@ fn dns(spec: &At<'_>) -> Vec<FieldError> {
     }
     for search in searches.items() {
         let domain = search.text().strip_suffix('.').unwrap_or(search.text());
-        if !domain.is_empty() {
-            errors.extend(search.all_invalid(names::dns1123_subdomain(&domain.replace('_', "-"))));
+        if search.text() != "." {
+            let wrong = names::search_domain(domain);
+            errors.extend(meta::named_invalid(&search.path, domain, wrong));
         }
     }
     for option in config.get("options").items() {

@@ -1,6 +1,9 @@
 //! Services. Upstream: `ValidateService`, `ValidateServiceUpdate`, `ValidateServiceStatusUpdate`.
 
 mod addresses;
+mod warnings;
+
+pub(crate) use warnings::warnings;
 
 use std::collections::BTreeSet;
 
@@ -341,34 +344,4 @@ fn load_balancer_ingress(list: &At<'_>, balanced: bool) -> Vec<FieldError> {
         }
     }
     errors
-}
-
-/// Warnings about what is accepted but does not do what it seems to.
-pub(crate) fn warnings(service: &Value) -> Vec<String> {
-    let spec = &service["spec"];
-    let mut warnings = Vec::new();
-    let external = spec["externalIPs"].as_array().is_some_and(|ips| !ips.is_empty());
-    if spec["type"] == "ExternalName" && external {
-        warnings.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_owned());
-    } else if external {
-        warnings.push("spec.externalIPs is deprecated".to_owned());
-    }
-    if spec["type"] != "ExternalName"
-        && spec["externalName"].as_str().is_some_and(|name| !name.is_empty())
-    {
-        warnings
-            .push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
-    }
-    if is_headless(service) {
-        if spec["loadBalancerIP"].as_str().is_some_and(|ip| !ip.is_empty()) {
-            warnings.push("spec.loadBalancerIP is ignored for headless services".to_owned());
-        }
-        if spec["sessionAffinity"] == "ClientIP" {
-            warnings.push("spec.SessionAffinity is ignored for headless services".to_owned());
-        }
-        if external {
-            warnings.push("spec.externalIPs is ignored for headless services".to_owned());
-        }
-    }
-    warnings
 }
