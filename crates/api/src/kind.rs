@@ -32,7 +32,14 @@ impl Scoped for ClusterResourceScope {
 
 /// A stored object type: has metadata, a place in the API, and an encoding.
 pub trait Kind:
-    Resource<Scope: Scoped> + Metadata<Ty = ObjectMeta> + DeserializeOwned + Serialize + Clone + Send + Sync + 'static
+    Resource<Scope: Scoped>
+    + Metadata<Ty = ObjectMeta>
+    + DeserializeOwned
+    + Serialize
+    + Clone
+    + Send
+    + Sync
+    + 'static
 {
     /// The path of the collection: `/api/v1/namespaces/default/pods`, or of all namespaces when `namespace` is empty.
     fn path(namespace: &str) -> String {
@@ -83,7 +90,11 @@ pub trait Kind:
 
     /// The owner that controls this object, if any.
     fn controller(&self) -> Option<&OwnerReference> {
-        self.metadata().owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true))
+        self.metadata()
+            .owner_references
+            .as_ref()?
+            .iter()
+            .find(|owner| owner.controller == Some(true))
     }
 
     /// An owner reference that makes this object the controller of a dependent.
@@ -105,6 +116,13 @@ pub trait Kind:
 }
 
 impl<K> Kind for K where
-    K: Resource<Scope: Scoped> + Metadata<Ty = ObjectMeta> + DeserializeOwned + Serialize + Clone + Send + Sync + 'static
+    K: Resource<Scope: Scoped>
+        + Metadata<Ty = ObjectMeta>
+        + DeserializeOwned
+        + Serialize
+        + Clone
+        + Send
+        + Sync
+        + 'static
 {
 }

@@ -119,7 +119,10 @@ impl StatusError {
     pub fn conflict(group: &str, plural: &str, name: &str, why: impl fmt::Display) -> Self {
         Self {
             reason: Reason::Conflict,
-            message: format!("Operation cannot be fulfilled on {} {name:?}: {why}", qualified(group, plural)),
+            message: format!(
+                "Operation cannot be fulfilled on {} {name:?}: {why}",
+                qualified(group, plural)
+            ),
             details: details(group, plural, name),
         }
     }

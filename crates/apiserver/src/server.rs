@@ -26,7 +26,9 @@ use crate::metrics::Metrics;
 use crate::negotiate;
 use crate::pki::{Pki, PkiError};
 use crate::request::RequestInfo;
-use crate::{Body, BoxError, Config, Registry, auth, bootstrap, discovery, expiry, paths, reply, rest};
+use crate::{
+    Body, BoxError, Config, Registry, auth, bootstrap, discovery, expiry, paths, reply, rest,
+};
 
 /// Bound on a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -147,8 +149,8 @@ impl Server {
         };
         let pki = Arc::new(Pki::open(registry.config()).map_err(failed)?);
         let authorizer = Arc::new(Authorizer::new(Arc::clone(registry.cache())));
-        let authenticator =
-            Authenticator::new(Arc::clone(&registry), Arc::clone(&authorizer), pki).map_err(failed)?;
+        let authenticator = Authenticator::new(Arc::clone(&registry), Arc::clone(&authorizer), pki)
+            .map_err(failed)?;
         Ok(Self::new(registry, Arc::new(authenticator), authorizer))
     }
 
@@ -222,8 +224,10 @@ impl Server {
         self.authorize(user, info)?;
         if let Some(resource) = info.resource {
             let part = info.subresource.as_str();
-            let streamed =
-                resource.subresources.iter().any(|own| own.name() == part && rest::is_streamed(*own));
+            let streamed = resource
+                .subresources
+                .iter()
+                .any(|own| own.name() == part && rest::is_streamed(*own));
             let accept = if part.is_empty() || (info.verb != "get" && !streamed) {
                 negotiate::accept(request.headers())?
             } else {

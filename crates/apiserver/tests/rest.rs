@@ -274,10 +274,7 @@ async fn pods_go_gracefully_and_finalizers_hold() {
     let terminating = cluster.delete("/api/v1/namespaces/gone").await;
     assert_eq!(terminating.body["status"]["phase"], "Terminating", "{terminating:?}");
     let finalized = cluster
-        .put(
-            "/api/v1/namespaces/gone/finalize",
-            json!({"metadata": {"name": "gone"}, "spec": {}}),
-        )
+        .put("/api/v1/namespaces/gone/finalize", json!({"metadata": {"name": "gone"}, "spec": {}}))
         .await;
     assert_eq!(finalized.code, 200, "{finalized:?}");
     assert_eq!(cluster.get("/api/v1/namespaces/gone").await.code, 404);

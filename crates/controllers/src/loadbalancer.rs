@@ -36,7 +36,9 @@ impl Reconcile for LoadBalancer {
         let Some(service) = services.get(key) else { return Plan::Nothing };
         let object = || Box::new((**service).clone());
         match assign(services, key, &self.pool) {
-            Some(Assignment::Address(address)) if held(service) != [address] => Plan::Give(object(), address.to_string()),
+            Some(Assignment::Address(address)) if held(service) != [address] => {
+                Plan::Give(object(), address.to_string())
+            }
             Some(Assignment::Refused(why)) => Plan::Refuse(object(), why),
             None if !is_ours(service) && is_orphaned(service) => Plan::Clear(object()),
             _ => Plan::Nothing,
@@ -48,7 +50,12 @@ impl Reconcile for LoadBalancer {
             Plan::Nothing => {}
             Plan::Give(service, address) => {
                 self.write(key, &json!([{"ip": address, "ipMode": "VIP"}])).await?;
-                self.recorder.event(&*service, EventKind::Normal, "IPAllocated", format!("Assigned IP [\"{address}\"]"));
+                self.recorder.event(
+                    &*service,
+                    EventKind::Normal,
+                    "IPAllocated",
+                    format!("Assigned IP [\"{address}\"]"),
+                );
             }
             Plan::Refuse(service, why) => {
                 if !held(&service).is_empty() {
@@ -64,7 +71,11 @@ impl Reconcile for LoadBalancer {
 
 impl LoadBalancer {
     async fn write(&self, key: &Name, ingress: &serde_json::Value) -> Result<(), ApplyError> {
-        let ingress = if ingress.as_array().is_some_and(Vec::is_empty) { &serde_json::Value::Null } else { ingress };
+        let ingress = if ingress.as_array().is_some_and(Vec::is_empty) {
+            &serde_json::Value::Null
+        } else {
+            ingress
+        };
         let patch = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": ingress}}}));
         self.client.patch_status::<Service>(&key.namespace, &key.name, &patch).await?;
         Ok(())
@@ -78,7 +89,12 @@ fn is_orphaned(service: &Service) -> bool {
 }
 
 /// Starts the loop. A change of one Service can free an address for any other that waits.
-pub fn spawn(client: &Client, services: &Reflector<Service>, pool: Pool, shutdown: CancellationToken) {
+pub fn spawn(
+    client: &Client,
+    services: &Reflector<Service>,
+    pool: Pool,
+    shutdown: CancellationToken,
+) {
     let client = client.component(LoadBalancer::NAME);
     let recorder = Recorder::new(&client, LoadBalancer::NAME, "");
     let component = LoadBalancer { client: client.clone(), recorder, pool };
@@ -88,10 +104,19 @@ pub fn spawn(client: &Client, services: &Reflector<Service>, pool: Pool, shutdow
         let frees = change.old.is_some_and(|old| !held(old).is_empty());
         if frees {
             let view = waiting.view();
-            let hungry = view.objects.iter().filter(|(_, service)| is_ours(service) && held(service).is_empty());
+            let hungry = view
+                .objects
+                .iter()
+                .filter(|(_, service)| is_ours(service) && held(service).is_empty());
             dirty.extend(hungry.map(|(name, _)| name.clone()));
         }
     });
     let services = services.clone();
-    tokio::spawn(client::run(component, client, inputs, move || services.view().objects.clone(), shutdown));
+    tokio::spawn(client::run(
+        component,
+        client,
+        inputs,
+        move || services.view().objects.clone(),
+        shutdown,
+    ));
 }

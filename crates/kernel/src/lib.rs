@@ -1,9 +1,9 @@
 //! Sinks to Linux: nftables, rtnetlink, namespaces, conntrack, ARP.
 
 pub mod arp;
-pub mod link;
-pub mod netns;
-pub mod sysctl;
 pub mod conntrack;
+pub mod link;
 mod netfilter;
+pub mod netns;
 pub mod nftables;
+pub mod sysctl;

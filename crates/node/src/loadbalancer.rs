@@ -43,7 +43,8 @@ impl Speaker {
         let link = self.netlink.link(&self.link).await?;
         // The kernel answers only for addresses that it would forward elsewhere; Service rules come before routes.
         let nowhere = self.netlink.link("lo").await?.index;
-        let present: BTreeSet<IpAddr> = self.netlink.proxies(link.index).await?.into_iter().collect();
+        let present: BTreeSet<IpAddr> =
+            self.netlink.proxies(link.index).await?.into_iter().collect();
         for old in present.difference(wanted) {
             self.netlink.delete_proxy(link.index, *old).await?;
             self.netlink.delete_route(&Route::through(IpNet::from(*old), nowhere)).await?;
@@ -82,8 +83,10 @@ pub fn spawn(
     link: &str,
     shutdown: CancellationToken,
 ) -> Result<(), LinkError> {
-    sysctl::set(&format!("net/ipv4/neigh/{link}/proxy_delay"), "0").map_err(std::io::Error::other)?;
-    let component = Speaker { node: node.to_owned(), link: link.to_owned(), netlink: Netlink::open()? };
+    sysctl::set(&format!("net/ipv4/neigh/{link}/proxy_delay"), "0")
+        .map_err(std::io::Error::other)?;
+    let component =
+        Speaker { node: node.to_owned(), link: link.to_owned(), netlink: Netlink::open()? };
     let all = |dirty: &mut BTreeSet<()>| {
         dirty.insert(());
     };
@@ -96,6 +99,12 @@ pub fn spawn(
         slices: sources.slices.view().objects.clone(),
         nodes: sources.nodes.view().objects.clone(),
     };
-    tokio::spawn(client::run(component, client.component(Speaker::NAME), inputs, snapshot, shutdown));
+    tokio::spawn(client::run(
+        component,
+        client.component(Speaker::NAME),
+        inputs,
+        snapshot,
+        shutdown,
+    ));
     Ok(())
 }

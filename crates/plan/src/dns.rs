@@ -62,7 +62,11 @@ impl Zone {
     pub fn set_service(&mut self, name: &Name, records: Option<ServiceRecords>) {
         if let Some(old) = self.services.remove(name) {
             for (address, host) in self.pointers_of(name, &old) {
-                let rest = self.pointers.get(&address).map(|names| names.without(&host)).unwrap_or_default();
+                let rest = self
+                    .pointers
+                    .get(&address)
+                    .map(|names| names.without(&host))
+                    .unwrap_or_default();
                 if rest.is_empty() {
                     self.pointers.remove(&address);
                 } else {
@@ -94,10 +98,14 @@ impl Zone {
     fn pointers_of(&self, name: &Name, records: &ServiceRecords) -> Vec<(IpAddr, String)> {
         let host = self.service_host(name);
         match &records.target {
-            Target::ClusterIp(addresses) => addresses.iter().map(|address| (*address, host.clone())).collect(),
+            Target::ClusterIp(addresses) => {
+                addresses.iter().map(|address| (*address, host.clone())).collect()
+            }
             Target::Headless(endpoints) => {
                 let endpoints = endpoints.iter();
-                endpoints.map(|endpoint| (endpoint.address, format!("{}.{host}", endpoint.host))).collect()
+                endpoints
+                    .map(|endpoint| (endpoint.address, format!("{}.{host}", endpoint.host)))
+                    .collect()
             }
             Target::External(_) => Vec::new(),
         }

@@ -1,23 +1,23 @@
 //! Every decision of every component: pure functions from a snapshot to a plan.
 pub mod action;
 pub mod alloc;
-pub mod objects;
-pub mod pods;
-pub mod podfacts;
-pub mod workloads;
-pub mod podnet;
-pub mod loadbalancer;
+pub mod decide;
 pub mod dns;
 pub mod endpoints;
 pub mod endpointslice;
-pub mod scheduler;
-pub mod volumes;
-pub mod proxy;
-pub mod service;
-pub mod decide;
-pub mod namespaces;
-pub mod serviceaccounts;
 pub mod gc;
+pub mod loadbalancer;
+pub mod namespaces;
 pub mod nodes;
+pub mod objects;
+pub mod podfacts;
+pub mod podnet;
+pub mod pods;
+pub mod proxy;
+pub mod scheduler;
+pub mod service;
+pub mod serviceaccounts;
+pub mod volumes;
+pub mod workloads;
 #[cfg(test)]
 mod world;

@@ -48,13 +48,19 @@ pub enum Assignment {
 pub fn is_ours(service: &Service) -> bool {
     let Some(spec) = &service.spec else { return false };
     let class = spec.load_balancer_class.as_deref();
-    spec.type_.as_deref() == Some("LoadBalancer") && class.is_none_or(|class| class == CLASS) && !service.is_deleting()
+    spec.type_.as_deref() == Some("LoadBalancer")
+        && class.is_none_or(|class| class == CLASS)
+        && !service.is_deleting()
 }
 
 /// The addresses in a Service's status.
 #[must_use]
 pub fn held(service: &Service) -> Vec<IpAddr> {
-    let ingress = service.status.iter().flat_map(|status| &status.load_balancer).flat_map(|status| &status.ingress);
+    let ingress = service
+        .status
+        .iter()
+        .flat_map(|status| &status.load_balancer)
+        .flat_map(|status| &status.ingress);
     ingress.flatten().filter_map(|point| point.ip.as_ref()?.parse().ok()).collect()
 }
 
@@ -75,7 +81,11 @@ pub fn assign(services: &Objects<Service>, name: &Name, pool: &Pool) -> Option<A
     let holders = services.iter().filter(|(other, object)| *other != name && is_ours(object));
     let taken: BTreeMap<Ipv4Addr, &Service> =
         holders.filter_map(|(_, other)| Some((held_v4(other, pool)?, &**other))).collect();
-    let requested = service.spec.as_ref().and_then(|spec| spec.load_balancer_ip.as_deref()).filter(|ip| !ip.is_empty());
+    let requested = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.load_balancer_ip.as_deref())
+        .filter(|ip| !ip.is_empty());
     if let Some(requested) = requested {
         return Some(request(service, requested, pool, &taken));
     }
@@ -85,19 +95,37 @@ pub fn assign(services: &Objects<Service>, name: &Name, pool: &Pool) -> Option<A
         return Some(Assignment::Address(address));
     }
     let free = pool.addresses().find(|address| !taken.contains_key(address));
-    Some(free.map_or_else(|| Assignment::Refused(failed(service, "no available IPs")), Assignment::Address))
+    Some(free.map_or_else(
+        || Assignment::Refused(failed(service, "no available IPs")),
+        Assignment::Address,
+    ))
 }
 
-fn request(service: &Service, requested: &str, pool: &Pool, taken: &BTreeMap<Ipv4Addr, &Service>) -> Assignment {
+fn request(
+    service: &Service,
+    requested: &str,
+    pool: &Pool,
+    taken: &BTreeMap<Ipv4Addr, &Service>,
+) -> Assignment {
     let Ok(address) = requested.parse::<Ipv4Addr>() else {
-        return Assignment::Refused(failed(service, &format!("invalid spec.loadBalancerIP {requested:?}")));
+        return Assignment::Refused(failed(
+            service,
+            &format!("invalid spec.loadBalancerIP {requested:?}"),
+        ));
     };
     if !pool.contains(address) {
-        return Assignment::Refused(failed(service, &format!("[{requested:?}] is not allowed in config")));
+        return Assignment::Refused(failed(
+            service,
+            &format!("[{requested:?}] is not allowed in config"),
+        ));
     }
     match taken.get(&address) {
         Some(other) if age(other) < age(service) => {
-            let why = format!("can't change sharing key for \"{}\", address also in use by {}", service.object_name(), other.object_name());
+            let why = format!(
+                "can't change sharing key for \"{}\", address also in use by {}",
+                service.object_name(),
+                other.object_name()
+            );
             Assignment::Refused(failed(service, &why))
         }
         _ => Assignment::Address(address),
@@ -128,25 +156,34 @@ pub struct View {
 #[must_use]
 pub fn announced_by(view: &View, me: &str) -> BTreeSet<IpAddr> {
     let ours = view.services.values().filter(|service| is_ours(service));
-    let pairs = ours.flat_map(|service| held(service).into_iter().map(move |address| (service, address)));
-    let mine = pairs.filter(|(service, address)| announcer(view, service, *address).as_deref() == Some(me));
+    let pairs =
+        ours.flat_map(|service| held(service).into_iter().map(move |address| (service, address)));
+    let mine = pairs
+        .filter(|(service, address)| announcer(view, service, *address).as_deref() == Some(me));
     mine.map(|(_, address)| address).collect()
 }
 
 /// The node that answers for an address of a Service: rendezvous hashing over the nodes that may.
 #[must_use]
 pub fn announcer(view: &View, service: &Service, address: IpAddr) -> Option<String> {
-    let local = service.spec.as_ref().and_then(|spec| spec.external_traffic_policy.as_deref()) == Some("Local");
+    let local = service.spec.as_ref().and_then(|spec| spec.external_traffic_policy.as_deref())
+        == Some("Local");
     let with_endpoint = if local { local_nodes(view, service) } else { BTreeSet::new() };
     let able = view.nodes.values().filter(|node| is_ready(node) && !is_excluded(node));
     let able = able.filter(|node| !local || with_endpoint.contains(node.name()));
-    able.max_by_key(|node| (weight(node.name(), address), node.name().to_owned())).map(|node| node.name().to_owned())
+    able.max_by_key(|node| (weight(node.name(), address), node.name().to_owned()))
+        .map(|node| node.name().to_owned())
 }
 
 fn local_nodes<'a>(view: &'a View, service: &Service) -> BTreeSet<&'a str> {
     let of_service = |slice: &&std::sync::Arc<EndpointSlice>| {
-        let label = slice.meta().labels.as_ref().and_then(|labels| labels.get("kubernetes.io/service-name"));
-        slice.namespace() == service.namespace() && label.map(String::as_str) == Some(service.name())
+        let label = slice
+            .meta()
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get("kubernetes.io/service-name"));
+        slice.namespace() == service.namespace()
+            && label.map(String::as_str) == Some(service.name())
     };
     let slices = view.slices.values().filter(of_service);
     let endpoints = slices.flat_map(|slice| slice.endpoints.iter().flatten());
@@ -160,19 +197,25 @@ fn local_nodes<'a>(view: &'a View, service: &Service) -> BTreeSet<&'a str> {
 
 fn is_ready(node: &Node) -> bool {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True")
+    conditions
+        .filter(|condition| condition.type_ == "Ready")
+        .any(|condition| condition.status == "True")
 }
 
 /// Upstream's label that keeps a node out of external load balancers (KEP-1143).
 fn is_excluded(node: &Node) -> bool {
     let labels = node.meta().labels.as_ref();
-    labels.is_some_and(|labels| labels.contains_key("node.kubernetes.io/exclude-from-external-load-balancers"))
+    labels.is_some_and(|labels| {
+        labels.contains_key("node.kubernetes.io/exclude-from-external-load-balancers")
+    })
 }
 
 /// FNV-1a over node and address: spread enough, and the same on every node forever.
 fn weight(node: &str, address: IpAddr) -> u64 {
     let bytes = node.bytes().chain([b'/']).chain(address.to_string().into_bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
@@ -182,7 +225,8 @@ mod tests {
     use serde_json::{Value, json};
     use std::sync::Arc;
 
-    const POOL: Pool = Pool { first: Ipv4Addr::new(198, 18, 0, 200), last: Ipv4Addr::new(198, 18, 0, 201) };
+    const POOL: Pool =
+        Pool { first: Ipv4Addr::new(198, 18, 0, 200), last: Ipv4Addr::new(198, 18, 0, 201) };
 
     fn service(name: &str, spec: &Value, ip: Option<&str>) -> (Name, Arc<Service>) {
         let mut spec = spec.clone();
@@ -206,7 +250,10 @@ mod tests {
 
     #[test]
     fn a_held_address_is_kept_and_a_free_one_given() {
-        let services = Objects::from_iter([service("a", &json!({}), Some("198.18.0.201")), service("b", &json!({}), None)]);
+        let services = Objects::from_iter([
+            service("a", &json!({}), Some("198.18.0.201")),
+            service("b", &json!({}), None),
+        ]);
         assert_eq!(assign(&services, &Name::new("default", "a"), &POOL), Some(address(201)));
         assert_eq!(assign(&services, &Name::new("default", "b"), &POOL), Some(address(200)));
     }
@@ -226,13 +273,19 @@ mod tests {
         );
         assert_eq!(
             assign(&services, &Name::new("default", "d"), &POOL),
-            refused("Failed to allocate IP for \"default/d\": [\"10.1.1.1\"] is not allowed in config")
+            refused(
+                "Failed to allocate IP for \"default/d\": [\"10.1.1.1\"] is not allowed in config"
+            )
         );
     }
 
     #[test]
     fn another_class_is_left_alone() {
-        let services = Objects::from_iter([service("a", &json!({"loadBalancerClass": "example.com/x"}), None)]);
+        let services = Objects::from_iter([service(
+            "a",
+            &json!({"loadBalancerClass": "example.com/x"}),
+            None,
+        )]);
         assert_eq!(assign(&services, &Name::new("default", "a"), &POOL), None);
     }
 
@@ -242,7 +295,8 @@ mod tests {
             service("a", &json!({}), Some("198.18.0.200")),
             service("b", &json!({}), Some("198.18.0.201")),
         ]);
-        let nodes = Objects::from_iter([node("n1", "True"), node("n2", "True"), node("n3", "False")]);
+        let nodes =
+            Objects::from_iter([node("n1", "True"), node("n2", "True"), node("n3", "False")]);
         let view = View { services, slices: Objects::new(), nodes };
         let (one, two) = (announced_by(&view, "n1"), announced_by(&view, "n2"));
         assert!(one.is_disjoint(&two));
@@ -252,13 +306,20 @@ mod tests {
 
     #[test]
     fn local_policy_announces_only_where_an_endpoint_is() {
-        let services = Objects::from_iter([service("a", &json!({"externalTrafficPolicy": "Local"}), Some("198.18.0.200"))]);
+        let services = Objects::from_iter([service(
+            "a",
+            &json!({"externalTrafficPolicy": "Local"}),
+            Some("198.18.0.200"),
+        )]);
         let nodes = Objects::from_iter([node("n1", "True"), node("n2", "True")]);
         let slice = json!({
             "metadata": {"namespace": "default", "name": "a-1", "labels": {"kubernetes.io/service-name": "a"}},
             "addressType": "IPv4", "endpoints": [{"addresses": ["10.244.1.2"], "nodeName": "n2"}],
         });
-        let slices = Objects::from_iter([(Name::new("default", "a-1"), Arc::new(serde_json::from_value(slice).unwrap()))]);
+        let slices = Objects::from_iter([(
+            Name::new("default", "a-1"),
+            Arc::new(serde_json::from_value(slice).unwrap()),
+        )]);
         let view = View { services, slices, nodes };
         assert!(announced_by(&view, "n1").is_empty());
         assert_eq!(announced_by(&view, "n2").len(), 1);

@@ -19,10 +19,16 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The next free address of `cidr` after `last`, so that an address is not reused at once. The network's own address and
 /// the broadcast address are never given. `None` when all are in use.
 #[must_use]
-pub fn allocate(cidr: Ipv4Net, used: &BTreeSet<Ipv4Addr>, last: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
+pub fn allocate(
+    cidr: Ipv4Net,
+    used: &BTreeSet<Ipv4Addr>,
+    last: Option<Ipv4Addr>,
+) -> Option<Ipv4Addr> {
     let first = u32::from(cidr.network()).checked_add(1)?;
     let end = u32::from(cidr.broadcast());
-    let start = last.filter(|last| cidr.contains(last)).map_or(first, |last| u32::from(last).saturating_add(1));
+    let start = last
+        .filter(|last| cidr.contains(last))
+        .map_or(first, |last| u32::from(last).saturating_add(1));
     let free = |bits: &u32| !used.contains(&Ipv4Addr::from(*bits));
     let wrapped = (start.max(first)..end).chain(first..start.clamp(first, end));
     wrapped.into_iter().find(free).map(Ipv4Addr::from)
@@ -47,7 +53,9 @@ pub fn routes(nodes: &Objects<Node>, me: &str) -> BTreeMap<IpNet, IpAddr> {
 
 fn node_routes(node: &Node) -> Vec<(IpNet, IpAddr)> {
     let addresses = internal_addresses(node);
-    let same_family = |cidr: &IpNet| addresses.iter().find(|address| address.is_ipv4() == cidr.addr().is_ipv4()).copied();
+    let same_family = |cidr: &IpNet| {
+        addresses.iter().find(|address| address.is_ipv4() == cidr.addr().is_ipv4()).copied()
+    };
     pod_cidrs(node).into_iter().filter_map(|cidr| Some((cidr, same_family(&cidr)?))).collect()
 }
 
@@ -91,7 +99,11 @@ mod tests {
         let net = cidr("10.244.1.0/30");
         let (one, two) = ("10.244.1.1".parse().unwrap(), "10.244.1.2".parse().unwrap());
         assert_eq!(allocate(net, &BTreeSet::new(), None), Some(one));
-        assert_eq!(allocate(net, &BTreeSet::new(), Some(one)), Some(two), "a freed address waits its turn");
+        assert_eq!(
+            allocate(net, &BTreeSet::new(), Some(one)),
+            Some(two),
+            "a freed address waits its turn"
+        );
         assert_eq!(allocate(net, &BTreeSet::from([two]), Some(one)), Some(one));
         assert_eq!(allocate(net, &BTreeSet::from([one, two]), Some(two)), None);
         assert_eq!(allocate(net, &BTreeSet::new(), Some("10.9.9.9".parse().unwrap())), Some(one));
@@ -105,7 +117,10 @@ mod tests {
         ]);
         let routes = routes(&nodes, "n1");
         assert_eq!(routes.len(), 1);
-        assert_eq!(routes[&"10.244.1.0/24".parse::<IpNet>().unwrap()], "198.18.0.12".parse::<IpAddr>().unwrap());
+        assert_eq!(
+            routes[&"10.244.1.0/24".parse::<IpNet>().unwrap()],
+            "198.18.0.12".parse::<IpAddr>().unwrap()
+        );
     }
 
     proptest::proptest! {

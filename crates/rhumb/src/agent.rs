@@ -28,7 +28,8 @@ const DNS_THREADS: usize = 2;
 /// Runs the agent until it is told to end; its pods go on.
 pub(crate) fn run(args: Agent) -> Result<()> {
     telemetry::start();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(args))
 }
 
@@ -52,14 +53,20 @@ impl Sources {
 }
 
 async fn serve(args: Agent) -> Result<()> {
-    let path = args.kubeconfig.as_ref().context("--kubeconfig says how to reach the API server, and is not given")?;
+    let path = args
+        .kubeconfig
+        .as_ref()
+        .context("--kubeconfig says how to reach the API server, and is not given")?;
     let client = Kubeconfig::read(path)?.client("node")?;
     let name = match &args.node_name {
         Some(name) => name.clone(),
         None => nix::unistd::gethostname()?.to_string_lossy().to_ascii_lowercase(),
     };
-    let ip = args.node_ip.context("--node-ip is the address that the other nodes reach this one by, and is not given")?;
-    std::fs::create_dir_all(&args.node_dir).with_context(|| format!("cannot make {}", args.node_dir.display()))?;
+    let ip = args.node_ip.context(
+        "--node-ip is the address that the other nodes reach this one by, and is not given",
+    )?;
+    std::fs::create_dir_all(&args.node_dir)
+        .with_context(|| format!("cannot make {}", args.node_dir.display()))?;
     let shutdown = CancellationToken::new();
     let sources = Sources::start(&client);
     let dns_ip = dns_address(args.service_cidr);
@@ -119,7 +126,8 @@ async fn start_dns(
     let netlink = Netlink::open()?;
     netlink.set_up("lo", true).await?;
     netlink.add_address("lo", IpNet::from(address)).await?;
-    let zone: dns::SharedZone = Arc::new(arc_swap::ArcSwap::from_pointee(plan::dns::Zone::new(&args.dns_domain)));
+    let zone: dns::SharedZone =
+        Arc::new(arc_swap::ArcSwap::from_pointee(plan::dns::Zone::new(&args.dns_domain)));
     let feed = dns::Sources {
         services: sources.services.clone(),
         slices: sources.slices.clone(),
@@ -127,27 +135,45 @@ async fn start_dns(
     };
     dns::follow(client, feed, Arc::clone(&zone), shutdown.clone());
     let resolvers = match &args.resolv_conf {
-        Some(path) => dns::resolvers(path).with_context(|| format!("cannot read {}", path.display()))?,
+        Some(path) => {
+            dns::resolvers(path).with_context(|| format!("cannot read {}", path.display()))?
+        }
         None => Vec::new(),
     };
-    Ok(dns::Server::start(SocketAddr::new(address, 53), DNS_THREADS, zone, dns::Forwarder::new(&resolvers))?)
+    Ok(dns::Server::start(
+        SocketAddr::new(address, 53),
+        DNS_THREADS,
+        zone,
+        dns::Forwarder::new(&resolvers),
+    )?)
 }
 
 /// Logs, exec and port-forward, for the API server alone.
-async fn start_streams(args: &Agent, handle: &KubeletHandle, runtime: &Runtime, shutdown: &CancellationToken) -> Result<()> {
+async fn start_streams(
+    args: &Agent,
+    handle: &KubeletHandle,
+    runtime: &Runtime,
+    shutdown: &CancellationToken,
+) -> Result<()> {
     let Some(tls) = crate::tls::kubelet(args)? else {
-        tracing::warn!(component = "kubelet", "no --tls-cert-file is given: logs, exec and port-forward are off");
+        tracing::warn!(
+            component = "kubelet",
+            "no --tls-cert-file is given: logs, exec and port-forward are off"
+        );
         return Ok(());
     };
     let address = SocketAddr::from(([0, 0, 0, 0], kubelet::PORT));
-    let options = node::stream::Options { address, handle: handle.clone(), runtime: runtime.clone(), tls };
+    let options =
+        node::stream::Options { address, handle: handle.clone(), runtime: runtime.clone(), tls };
     Ok(node::stream::start(options, shutdown.clone()).await?)
 }
 
 async fn open_runtime(args: &Agent, name: &str) -> Result<Runtime> {
     let mut mirrors = BTreeMap::new();
     for mirror in &args.registry_mirror {
-        let (host, url) = mirror.split_once('=').with_context(|| format!("--registry-mirror {mirror:?} is not HOST=URL"))?;
+        let (host, url) = mirror
+            .split_once('=')
+            .with_context(|| format!("--registry-mirror {mirror:?} is not HOST=URL"))?;
         mirrors.insert(host.to_owned(), url.to_owned());
     }
     let images = args.images_dir.clone().unwrap_or_else(|| args.node_dir.join("images"));
@@ -169,7 +195,8 @@ pub(crate) fn remove_pods(node_dir: &Path, images_dir: &Path) -> Result<()> {
     if !runtime_dir(node_dir).exists() {
         return Ok(());
     }
-    let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let executor =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     executor.block_on(async {
         let images = ImageStore::open(images_dir, BTreeMap::new())?;
         let runtime = Runtime::open(runtime_options(node_dir, images, name)).await?;

@@ -72,9 +72,14 @@ impl std::str::FromStr for PortRange {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (first, last) = text.split_once('-').with_context(|| format!("{text:?} is not a range such as 30000-32767"))?;
+        let (first, last) = text
+            .split_once('-')
+            .with_context(|| format!("{text:?} is not a range such as 30000-32767"))?;
         let range = Self { first: first.parse()?, last: last.parse()? };
-        ensure!(0 < range.first && range.first <= range.last, "{text:?} is not a range such as 30000-32767");
+        ensure!(
+            0 < range.first && range.first <= range.last,
+            "{text:?} is not a range such as 30000-32767"
+        );
         Ok(range)
     }
 }
@@ -107,18 +112,22 @@ impl Cluster {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text.with_context(|| format!("cannot read {}", path.display()))?,
         };
-        serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is not a cluster's file", path.display()))
+        serde_json::from_slice(&text)
+            .map(Some)
+            .with_context(|| format!("{} is not a cluster's file", path.display()))
     }
 
     /// Reads the cluster `name`, which must be there.
     pub(crate) fn existing(data_dir: &Path, name: &str) -> Result<Self> {
-        Self::read(data_dir, name)?
-            .with_context(|| format!("there is no cluster {name:?} here; `rhumb up --name {name}` makes one"))
+        Self::read(data_dir, name)?.with_context(|| {
+            format!("there is no cluster {name:?} here; `rhumb up --name {name}` makes one")
+        })
     }
 
     /// Writes the cluster's file whole or not at all.
     pub(crate) fn write(&self) -> Result<()> {
-        fs::create_dir_all(self.dir()).with_context(|| format!("cannot make {}", self.dir().display()))?;
+        fs::create_dir_all(self.dir())
+            .with_context(|| format!("cannot make {}", self.dir().display()))?;
         let path = file(&self.dir());
         let part = path.with_extension("part");
         fs::write(&part, serde_json::to_vec_pretty(self)?)
@@ -195,13 +204,18 @@ impl Cluster {
     pub(crate) fn add_node(&mut self, name: Option<&str>) -> Result<LabNode> {
         ensure!(self.nodes.len() < NODES_MAX, "a lab has at most {NODES_MAX} nodes");
         let taken: BTreeSet<Ipv4Addr> = self.nodes.iter().map(|node| node.address).collect();
-        let address = (FIRST_NODE..=190).map(|number| self.host(number)).find(|address| !taken.contains(address));
+        let address = (FIRST_NODE..=190)
+            .map(|number| self.host(number))
+            .find(|address| !taken.contains(address));
         let address = address.context("the node network has no free address")?;
         let names: BTreeSet<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
         let name = match name {
             Some(name) if names.contains(name) => bail!("there is a node {name:?} already"),
             Some(name) => name.to_owned(),
-            None => (1..).map(|n| format!("n{n}")).find(|name| !names.contains(name.as_str())).expect("names do not end"),
+            None => (1..)
+                .map(|n| format!("n{n}"))
+                .find(|name| !names.contains(name.as_str()))
+                .expect("names do not end"),
         };
         check_name(&name, "node")?;
         let node = LabNode { name, address, state: NodeState::Running, cut: false };
@@ -251,7 +265,9 @@ pub(crate) fn routed_ranges() -> Vec<Ipv4Net> {
 }
 
 fn parse_routes(table: &str) -> Vec<Ipv4Net> {
-    let number = |text: &str| u32::from_str_radix(text, 16).ok().map(|bits| Ipv4Addr::from(bits.swap_bytes()));
+    let number = |text: &str| {
+        u32::from_str_radix(text, 16).ok().map(|bits| Ipv4Addr::from(bits.swap_bytes()))
+    };
     let line = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         Ipv4Net::with_netmask(number(fields.get(1)?)?, number(fields.get(7)?)?).ok()
@@ -291,7 +307,8 @@ mod tests {
 
     #[test]
     fn a_range_in_use_is_passed_over() {
-        let used: Vec<Ipv4Net> = vec!["198.18.0.0/23".parse().unwrap(), "10.0.0.0/8".parse().unwrap()];
+        let used: Vec<Ipv4Net> =
+            vec!["198.18.0.0/23".parse().unwrap(), "10.0.0.0/8".parse().unwrap()];
         assert_eq!(free_node_cidr(&used).unwrap().to_string(), "198.18.2.0/24");
         assert!(free_node_cidr(&["198.18.0.0/15".parse().unwrap()]).is_err());
     }

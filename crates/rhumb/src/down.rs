@@ -14,7 +14,10 @@ use crate::{kubeconfig, lab, processes};
 
 /// Runs the command.
 pub(crate) fn run(args: &Down) -> Result<()> {
-    anyhow::ensure!(Uid::effective().is_root(), "a cluster's namespaces and rules belong to root: run `rhumb down` as root");
+    anyhow::ensure!(
+        Uid::effective().is_root(),
+        "a cluster's namespaces and rules belong to root: run `rhumb down` as root"
+    );
     let Some(cluster) = Cluster::read(&args.which.data_dir, &args.which.name)? else {
         say(format!("there is no cluster {:?} here", args.which.name));
         return Ok(());
@@ -44,7 +47,8 @@ pub(crate) fn end(cluster: &Cluster, keep_data: bool, progress: &Progress) -> Re
     let _ = fs::remove_dir_all(cluster.run_dir());
     if !keep_data {
         kubeconfig::unmerge(cluster)?;
-        fs::remove_dir_all(cluster.dir()).with_context(|| format!("cannot remove {}", cluster.dir().display()))?;
+        fs::remove_dir_all(cluster.dir())
+            .with_context(|| format!("cannot remove {}", cluster.dir().display()))?;
         progress.done("data removed");
     }
     Ok(())
@@ -63,10 +67,12 @@ pub(crate) fn remove_containers(cluster: &Cluster, node: &str) -> Result<()> {
 pub(crate) fn unmount_below(dir: &Path) -> Result<()> {
     let table = fs::read_to_string("/proc/self/mounts").context("cannot read the mounts")?;
     let points = table.lines().filter_map(|line| line.split(' ').nth(1)).map(unescape);
-    let mut points: Vec<String> = points.filter(|point| Path::new(point).starts_with(dir)).collect();
+    let mut points: Vec<String> =
+        points.filter(|point| Path::new(point).starts_with(dir)).collect();
     points.sort_by_key(|point| std::cmp::Reverse(point.len()));
     for point in points {
-        umount2(point.as_str(), MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {point}"))?;
+        umount2(point.as_str(), MntFlags::MNT_DETACH)
+            .with_context(|| format!("cannot unmount {point}"))?;
     }
     Ok(())
 }

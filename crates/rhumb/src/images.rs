@@ -13,10 +13,16 @@ pub(crate) fn run(which: &Which, command: &ImagesCommand) -> Result<()> {
     let store = ImageStore::open(cluster.images_dir(), std::collections::BTreeMap::new())?;
     match command {
         ImagesCommand::Import { paths, reference } => {
-            ensure!(reference.is_none() || paths.len() == 1, "--as names one image, but {} paths are given", paths.len());
+            ensure!(
+                reference.is_none() || paths.len() == 1,
+                "--as names one image, but {} paths are given",
+                paths.len()
+            );
             let names: Vec<String> = reference.iter().cloned().collect();
             for path in paths {
-                let images = store.import(path, &names).with_context(|| format!("cannot import {}", path.display()))?;
+                let images = store
+                    .import(path, &names)
+                    .with_context(|| format!("cannot import {}", path.display()))?;
                 for image in images {
                     say(format!("imported {}", image.names.join(", ")));
                 }
@@ -24,8 +30,11 @@ pub(crate) fn run(which: &Which, command: &ImagesCommand) -> Result<()> {
         }
         ImagesCommand::List => {
             let images = store.list()?;
-            let rows = images.iter().flat_map(|image| image.names.iter().map(move |name| (name.clone(), &image.id, image.size_bytes)));
-            let mut rows: Vec<[String; 3]> = rows.map(|(name, id, size)| [name, short(id), megabytes(size)]).collect();
+            let rows = images.iter().flat_map(|image| {
+                image.names.iter().map(move |name| (name.clone(), &image.id, image.size_bytes))
+            });
+            let mut rows: Vec<[String; 3]> =
+                rows.map(|(name, id, size)| [name, short(id), megabytes(size)]).collect();
             rows.sort();
             crate::status::table(&["IMAGE", "ID", "SIZE"], &rows);
         }

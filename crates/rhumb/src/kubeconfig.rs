@@ -46,7 +46,11 @@ pub(crate) fn unmerge(cluster: &Cluster) -> Result<()> {
     if config["current-context"] == name.as_str() {
         config["current-context"] = "".into();
     }
-    if found { write_private(&own, serde_json::to_string_pretty(&config)?.as_bytes()) } else { Ok(()) }
+    if found {
+        write_private(&own, serde_json::to_string_pretty(&config)?.as_bytes())
+    } else {
+        Ok(())
+    }
 }
 
 fn context(cluster: &Cluster) -> String {
@@ -59,7 +63,11 @@ fn merge(mut theirs: Value, ours: &Value, name: &str) -> Value {
         theirs = json!({"apiVersion": "v1", "kind": "Config"});
     }
     for (list, key) in [("clusters", "cluster"), ("users", "user"), ("contexts", "context")] {
-        let value = if list == "contexts" { json!({"cluster": name, "user": name}) } else { ours[list][0][key].clone() };
+        let value = if list == "contexts" {
+            json!({"cluster": name, "user": name})
+        } else {
+            ours[list][0][key].clone()
+        };
         if !theirs[list].is_array() {
             theirs[list] = json!([]);
         }
@@ -72,14 +80,16 @@ fn merge(mut theirs: Value, ours: &Value, name: &str) -> Value {
 }
 
 fn user_file() -> Result<PathBuf> {
-    let home = std::env::var_os("HOME").context("HOME is not set, so there is no ~/.kube/config")?;
+    let home =
+        std::env::var_os("HOME").context("HOME is not set, so there is no ~/.kube/config")?;
     Ok(Path::new(&home).join(".kube/config"))
 }
 
 fn read(path: &Path) -> Result<Value> {
     match fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        text => serde_saphyr::from_str(&text?).with_context(|| format!("{} is not a kubeconfig", path.display())),
+        text => serde_saphyr::from_str(&text?)
+            .with_context(|| format!("{} is not a kubeconfig", path.display())),
     }
 }
 
@@ -92,7 +102,9 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<()> {
     let _ = fs::remove_file(&part);
     let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
     let written = file.and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()));
-    written.and_then(|()| fs::rename(&part, path)).with_context(|| format!("cannot write {}", path.display()))
+    written
+        .and_then(|()| fs::rename(&part, path))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Writes the credentials of a node, unless it has them: how it enters the API, and how it serves it.

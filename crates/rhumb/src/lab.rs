@@ -57,7 +57,9 @@ pub(crate) async fn build(cluster: &Cluster) -> Result<()> {
     if let Some(first) = cluster.nodes.first() {
         // The API server proxies to pods and Services; any node forwards to all.
         let inside = Netlink::open_in(&netns_of(cluster, "server"))?;
-        inside.replace_route(&Route::via(cluster.pod_cidr.into(), IpAddr::V4(first.address))).await?;
+        inside
+            .replace_route(&Route::via(cluster.pod_cidr.into(), IpAddr::V4(first.address)))
+            .await?;
     }
     link_host(cluster, &bridge).await
 }

@@ -13,13 +13,24 @@ use crate::{down, lab, processes};
 
 /// Runs the command.
 pub(crate) fn run(command: &NodeCommand) -> Result<()> {
-    anyhow::ensure!(Uid::effective().is_root(), "nodes are namespaces, which belong to root: run this as root");
+    anyhow::ensure!(
+        Uid::effective().is_root(),
+        "nodes are namespaces, which belong to root: run this as root"
+    );
     match command {
         NodeCommand::Add { which, node } => add(which, node.as_deref()),
-        NodeCommand::Stop(one) => change(one, "stopped", |cluster, node| set_state(cluster, node, NodeState::Stopped)),
-        NodeCommand::Start(one) => change(one, "started", |cluster, node| set_state(cluster, node, NodeState::Running)),
-        NodeCommand::Cut(one) => change(one, "cut off", |cluster, node| set_cut(cluster, node, true)),
-        NodeCommand::Mend(one) => change(one, "joined again", |cluster, node| set_cut(cluster, node, false)),
+        NodeCommand::Stop(one) => {
+            change(one, "stopped", |cluster, node| set_state(cluster, node, NodeState::Stopped))
+        }
+        NodeCommand::Start(one) => {
+            change(one, "started", |cluster, node| set_state(cluster, node, NodeState::Running))
+        }
+        NodeCommand::Cut(one) => {
+            change(one, "cut off", |cluster, node| set_cut(cluster, node, true))
+        }
+        NodeCommand::Mend(one) => {
+            change(one, "joined again", |cluster, node| set_cut(cluster, node, false))
+        }
         NodeCommand::Remove(one) => remove(one),
     }
 }
@@ -34,7 +45,11 @@ fn add(which: &Which, name: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn change(one: &OneNode, done: &str, edit: impl FnOnce(&mut Cluster, &str) -> Result<()>) -> Result<()> {
+fn change(
+    one: &OneNode,
+    done: &str,
+    edit: impl FnOnce(&mut Cluster, &str) -> Result<()>,
+) -> Result<()> {
     let mut cluster = Cluster::existing(&one.which.data_dir, &one.which.name)?;
     edit(&mut cluster, &one.node)?;
     cluster.write()?;
@@ -82,7 +97,9 @@ async fn delete_object(cluster: &Cluster, node: &str) -> Result<()> {
 
 fn call_supervisor(cluster: &Cluster) -> Result<()> {
     let supervisor = processes::find(cluster, "supervisor");
-    let supervisor = supervisor.with_context(|| format!("cluster {:?} is not running; `rhumb up` starts it", cluster.name))?;
+    let supervisor = supervisor.with_context(|| {
+        format!("cluster {:?} is not running; `rhumb up` starts it", cluster.name)
+    })?;
     supervisor.signal(Signal::SIGHUP);
     Ok(())
 }

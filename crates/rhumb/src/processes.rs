@@ -146,12 +146,20 @@ pub(crate) fn agent_command(cluster: &Cluster, node: &LabNode) -> Result<Command
 }
 
 /// Starts a process inside the namespace of a part of the lab, with its log in a file, and remembers it.
-pub(crate) fn start(cluster: &Cluster, part: &str, mut command: Command) -> Result<std::process::Child> {
+pub(crate) fn start(
+    cluster: &Cluster,
+    part: &str,
+    mut command: Command,
+) -> Result<std::process::Child> {
     let log = cluster.log(part);
     if let Some(parent) = log.parent() {
         fs::create_dir_all(parent)?;
     }
-    let log = File::options().create(true).append(true).open(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("cannot write {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // A process is born in the namespace of the thread that starts it.
     let child = netns::within(&netns_of(cluster, part), move || command.spawn())?;
@@ -169,7 +177,10 @@ mod tests {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let running = Running::of(i32::try_from(child.id()).unwrap()).unwrap();
         assert!(running.is_alive());
-        assert!(!Running { start: running.start + 1, ..running }.is_alive(), "another process of the same number");
+        assert!(
+            !Running { start: running.start + 1, ..running }.is_alive(),
+            "another process of the same number"
+        );
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!running.is_alive());

@@ -1,6 +1,10 @@
 //! What a person sees while a command works: steps with times, on a terminal with a spinner.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks through these")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool speaks through these"
+)]
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -27,7 +31,8 @@ impl Progress {
     pub(crate) fn new() -> Self {
         let bar = std::io::stdout().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
-            let style = ProgressStyle::with_template("  {spinner:.cyan} {msg}").expect("a constant");
+            let style =
+                ProgressStyle::with_template("  {spinner:.cyan} {msg}").expect("a constant");
             bar.set_style(style);
             bar.enable_steady_tick(Duration::from_millis(80));
             bar

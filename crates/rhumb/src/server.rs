@@ -29,7 +29,8 @@ const END_MAX: Duration = Duration::from_secs(1);
 /// Runs the control plane until it is told to end.
 pub(crate) fn run(args: Server) -> Result<()> {
     telemetry::start();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(serve(args));
     // What still waits in a thread of its own has nothing left to say.
     runtime.shutdown_background();
@@ -71,7 +72,8 @@ async fn serve(args: Server) -> Result<()> {
         kubeconfig::write_private(path, text.as_bytes())?;
     }
     let address = SocketAddr::from(([0, 0, 0, 0], args.api_port));
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let server = ApiServer::open(config).await?;
     let shutdown = CancellationToken::new();
     let tls = pki.server_tls()?;
@@ -85,7 +87,11 @@ async fn serve(args: Server) -> Result<()> {
         ..controllers::Options::default()
     };
     let inside = Arc::clone(&server);
-    let tasks = controllers::spawn(move |component| component_client(&inside, component), options, shutdown.clone());
+    let tasks = controllers::spawn(
+        move |component| component_client(&inside, component),
+        options,
+        shutdown.clone(),
+    );
     tracing::info!(component = "server", %address, "the control plane serves");
     terminated().await?;
     shutdown.cancel();
@@ -123,7 +129,8 @@ fn component_client(server: &Arc<ApiServer>, component: &str) -> Client {
 fn parse_pool(text: &str) -> Result<Pool> {
     let parse = |text: &str| text.trim().parse::<Ipv4Addr>().ok();
     let ends = text.split_once('-').and_then(|(first, last)| Some((parse(first)?, parse(last)?)));
-    let (first, last) = ends.with_context(|| format!("--load-balancer-pool {text:?} is not FIRST-LAST"))?;
+    let (first, last) =
+        ends.with_context(|| format!("--load-balancer-pool {text:?} is not FIRST-LAST"))?;
     anyhow::ensure!(first <= last, "--load-balancer-pool {text:?} ends before it begins");
     Ok(Pool { first, last })
 }

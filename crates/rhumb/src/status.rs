@@ -13,7 +13,11 @@ use crate::progress::say;
 /// Runs the command.
 pub(crate) fn run(which: &Which) -> Result<()> {
     let cluster = Cluster::existing(&which.data_dir, &which.name)?;
-    say(format!("cluster   {}  (rhumb {}, Kubernetes API v1.36)", cluster.name, env!("CARGO_PKG_VERSION")));
+    say(format!(
+        "cluster   {}  (rhumb {}, Kubernetes API v1.36)",
+        cluster.name,
+        env!("CARGO_PKG_VERSION")
+    ));
     say(format!("API       {}", cluster.api_url()));
     let (first, last) = cluster.load_balancer_pool();
     say(format!(
@@ -46,7 +50,9 @@ fn processes_table(cluster: &Cluster) {
     let rows = std::iter::once(server).chain(nodes).map(|(name, address, note)| {
         let running = processes::find(cluster, &name);
         let pid = running.map_or("-".to_owned(), |running| running.pid.to_string());
-        let memory = running.map_or("-".to_owned(), |running| format!("{} MB", resident_bytes(running.pid) / 1_000_000));
+        let memory = running.map_or("-".to_owned(), |running| {
+            format!("{} MB", resident_bytes(running.pid) / 1_000_000)
+        });
         [name, address, pid, memory, note]
     });
     table(&["PART", "ADDRESS", "PID", "MEMORY", "NOTE"], &rows.collect::<Vec<_>>());
@@ -61,10 +67,15 @@ fn resident_bytes(pid: i32) -> u64 {
 }
 
 fn process_issues(cluster: &Cluster) -> Vec<String> {
-    let nodes = cluster.nodes.iter().filter(|node| node.state == NodeState::Running).map(|node| node.name.as_str());
+    let nodes = cluster
+        .nodes
+        .iter()
+        .filter(|node| node.state == NodeState::Running)
+        .map(|node| node.name.as_str());
     let parts = ["supervisor", "server"].into_iter().chain(nodes);
     let dead = parts.filter(|part| processes::find(cluster, part).is_none());
-    dead.map(|part| format!("{part} is not running; its log is {}", cluster.log(part).display())).collect()
+    dead.map(|part| format!("{part} is not running; its log is {}", cluster.log(part).display()))
+        .collect()
 }
 
 async fn api_issues(cluster: &Cluster) -> Vec<String> {
@@ -79,10 +90,18 @@ async fn ask(cluster: &Cluster) -> Result<Vec<String>> {
     let nodes = client.list::<Node>(&ListParams::default()).await?.items;
     let pods = client.list::<Pod>(&ListParams::default()).await?.items;
     let services = client.list::<Service>(&ListParams::default()).await?.items;
-    let ill_nodes = nodes.iter().filter(|node| !is_ready(node)).map(|node| format!("node {} is not ready{}", node.name(), why(node)));
-    let ill_pods = pods.iter().filter_map(|pod| pod_issue(pod).map(|why| format!("pod {}: {why}", pod.object_name())));
-    let waiting = services.iter().filter(|service| plan::loadbalancer::is_ours(service) && plan::loadbalancer::held(service).is_empty());
-    let waiting = waiting.map(|service| format!("Service {} has no load balancer address", service.object_name()));
+    let ill_nodes = nodes
+        .iter()
+        .filter(|node| !is_ready(node))
+        .map(|node| format!("node {} is not ready{}", node.name(), why(node)));
+    let ill_pods = pods
+        .iter()
+        .filter_map(|pod| pod_issue(pod).map(|why| format!("pod {}: {why}", pod.object_name())));
+    let waiting = services.iter().filter(|service| {
+        plan::loadbalancer::is_ours(service) && plan::loadbalancer::held(service).is_empty()
+    });
+    let waiting = waiting
+        .map(|service| format!("Service {} has no load balancer address", service.object_name()));
     Ok(ill_nodes.chain(ill_pods).chain(waiting).collect())
 }
 
@@ -106,25 +125,36 @@ fn pod_issue(pod: &Pod) -> Option<String> {
     if matches!(status.phase.as_deref(), Some("Succeeded")) || pod.is_deleting() {
         return None;
     }
-    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let containers =
+        status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     let waiting = containers.filter_map(|container| {
         let waiting = container.state.as_ref()?.waiting.as_ref()?;
-        let reason = waiting.reason.as_deref().filter(|reason| !matches!(*reason, "ContainerCreating" | "PodInitializing"))?;
+        let reason = waiting
+            .reason
+            .as_deref()
+            .filter(|reason| !matches!(*reason, "ContainerCreating" | "PodInitializing"))?;
         let message = waiting.message.as_deref().unwrap_or_default();
-        Some(format!("container {} is waiting: {reason} {message}", container.name).trim_end().to_owned())
+        Some(
+            format!("container {} is waiting: {reason} {message}", container.name)
+                .trim_end()
+                .to_owned(),
+        )
     });
     let unmet = status.conditions.iter().flatten().filter(|condition| condition.status == "False");
-    let unmet = unmet.filter(|condition| condition.type_ == "PodScheduled" || condition.type_ == "Ready");
+    let unmet =
+        unmet.filter(|condition| condition.type_ == "PodScheduled" || condition.type_ == "Ready");
     let unmet = unmet.filter_map(|condition| condition.message.clone());
     waiting.chain(unmet).next()
 }
 
 /// Prints rows under a head, in columns as wide as they need.
 pub(crate) fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) {
-    let widths: [usize; N] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).chain([head[column].len()]).max().unwrap_or(0));
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].len()).chain([head[column].len()]).max().unwrap_or(0)
+    });
     let line = |cells: [&str; N]| {
-        let cells: Vec<String> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> =
+            cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         say(cells.join("   ").trim_end());
     };
     line(*head);

@@ -50,7 +50,8 @@ impl Supervisor {
     async fn round(&mut self, cluster: &Cluster) -> Duration {
         let wanted = wanted(cluster);
         self.reap();
-        let unwanted: Vec<String> = self.entries.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        let unwanted: Vec<String> =
+            self.entries.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
         for name in unwanted {
             if let Some(mut entry) = self.entries.remove(&name) {
                 entry.running.signal(Signal::SIGTERM);
@@ -76,15 +77,28 @@ impl Supervisor {
     fn reap(&mut self) {
         let now = Instant::now();
         let ended = |entry: &mut Entry| {
-            let exited = entry.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
+            let exited =
+                entry.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
             exited || !entry.running.is_alive()
         };
-        let names: Vec<String> = self.entries.iter_mut().filter_map(|(name, entry)| ended(entry).then(|| name.clone())).collect();
+        let names: Vec<String> = self
+            .entries
+            .iter_mut()
+            .filter_map(|(name, entry)| ended(entry).then(|| name.clone()))
+            .collect();
         for name in names {
             let Some(entry) = self.entries.remove(&name) else { continue };
-            tracing::warn!(component = "supervisor", process = name, pid = entry.running.pid, "a process has ended");
+            tracing::warn!(
+                component = "supervisor",
+                process = name,
+                pid = entry.running.pid,
+                "a process has ended"
+            );
             let calm = now.duration_since(entry.started) > BACKOFF_MAX;
-            let wait = self.waits.get(&name).map_or(BACKOFF_MIN, |(_, wait)| if calm { BACKOFF_MIN } else { *wait });
+            let wait = self
+                .waits
+                .get(&name)
+                .map_or(BACKOFF_MIN, |(_, wait)| if calm { BACKOFF_MIN } else { *wait });
             self.waits.insert(name, (now + wait, (wait * 2).min(BACKOFF_MAX)));
         }
     }
@@ -103,11 +117,17 @@ impl Supervisor {
         }
         match launch(cluster, name, node).await {
             Ok((running, child)) => {
-                self.entries.insert(name.to_owned(), Entry { running, child: Some(child), started: now });
+                self.entries
+                    .insert(name.to_owned(), Entry { running, child: Some(child), started: now });
                 LOOK
             }
             Err(error) => {
-                tracing::warn!(component = "supervisor", process = name, error = format!("{error:#}"), "a process was not started");
+                tracing::warn!(
+                    component = "supervisor",
+                    process = name,
+                    error = format!("{error:#}"),
+                    "a process was not started"
+                );
                 self.waits.insert(name.to_owned(), (now + BACKOFF_MAX, BACKOFF_MAX));
                 BACKOFF_MAX
             }

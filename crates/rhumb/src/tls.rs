@@ -20,8 +20,11 @@ pub(crate) fn kubelet(args: &Agent) -> Result<Option<Arc<rustls::ServerConfig>>>
     for certificate in certificates(authority)? {
         roots.add(certificate)?;
     }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
-    let key = PrivateKeyDer::from_pem_file(key).with_context(|| format!("{} is not a private key", key.display()))?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .with_context(|| format!("{} is not a private key", key.display()))?;
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)

@@ -30,13 +30,23 @@ pub(crate) fn run(args: &Up) -> Result<()> {
     let started = runtime.block_on(bring_up(&cluster, &progress));
     if let Err(error) = started {
         progress.finish();
-        let error = error.context(format!("cluster {:?} did not come up; logs are in {}", cluster.name, cluster.dir().join("logs").display()));
+        let error = error.context(format!(
+            "cluster {:?} did not come up; logs are in {}",
+            cluster.name,
+            cluster.dir().join("logs").display()
+        ));
         let _ = down::end(&cluster, true, &Progress::new());
         return Err(error);
     }
     let time = progress.finish();
     let what = if is_new { "is up" } else { "is back" };
-    say(format!("\ncluster {:?} {what} after {:.2} s: {} node(s), API at {}", cluster.name, time.as_secs_f64(), cluster.nodes.len(), cluster.api_url()));
+    say(format!(
+        "\ncluster {:?} {what} after {:.2} s: {} node(s), API at {}",
+        cluster.name,
+        time.as_secs_f64(),
+        cluster.nodes.len(),
+        cluster.api_url()
+    ));
     next_steps(&cluster);
     if args.detach {
         return Ok(());
@@ -48,7 +58,8 @@ pub(crate) fn run(args: &Up) -> Result<()> {
 }
 
 fn next_steps(cluster: &Cluster) {
-    let name = if cluster.name == "default" { String::new() } else { format!(" --name {}", cluster.name) };
+    let name =
+        if cluster.name == "default" { String::new() } else { format!(" --name {}", cluster.name) };
     say(format!(
         "\n  export KUBECONFIG=$(rhumb kubeconfig{name})\n  kubectl get nodes -o wide\n  rhumb status{name}\n  rhumb down{name}"
     ));
@@ -57,10 +68,16 @@ fn next_steps(cluster: &Cluster) {
 /// Decides what cluster to bring up, and refuses before anything is touched.
 fn settle(args: &Up) -> Result<(Cluster, bool)> {
     check_name(&args.which.name, "cluster")?;
-    ensure!(Uid::effective().is_root(), "a cluster needs network namespaces and kernel rules, which belong to root: run `rhumb up` as root");
+    ensure!(
+        Uid::effective().is_root(),
+        "a cluster needs network namespaces and kernel rules, which belong to root: run `rhumb up` as root"
+    );
     if let Some(cluster) = Cluster::read(&args.which.data_dir, &args.which.name)? {
         if processes::find(&cluster, "supervisor").is_some() {
-            bail!("cluster {:?} is up already; `rhumb status` shows it and `rhumb down` ends it", cluster.name);
+            bail!(
+                "cluster {:?} is up already; `rhumb status` shows it and `rhumb down` ends it",
+                cluster.name
+            );
         }
         return Ok((cluster, false));
     }
@@ -74,7 +91,8 @@ fn plan(args: &Up, routed: &[Ipv4Net], others: &[Cluster]) -> Result<Cluster> {
     for mirror in &args.registry_mirror {
         ensure!(mirror.contains('='), "--registry-mirror {mirror:?} is not HOST=URL");
     }
-    let used: Vec<Ipv4Net> = routed.iter().copied().chain(others.iter().map(|other| other.node_cidr)).collect();
+    let used: Vec<Ipv4Net> =
+        routed.iter().copied().chain(others.iter().map(|other| other.node_cidr)).collect();
     let node_cidr = match args.node_cidr {
         None => free_node_cidr(&used)?,
         Some(cidr) => {
@@ -85,14 +103,25 @@ fn plan(args: &Up, routed: &[Ipv4Net], others: &[Cluster]) -> Result<Cluster> {
             cidr
         }
     };
-    let ranges = [("--node-cidr", node_cidr), ("--pod-cidr", args.pod_cidr), ("--service-cidr", args.service_cidr)];
+    let ranges = [
+        ("--node-cidr", node_cidr),
+        ("--pod-cidr", args.pod_cidr),
+        ("--service-cidr", args.service_cidr),
+    ];
     for (index, (flag, range)) in ranges.iter().enumerate() {
-        if let Some((other, taken)) = ranges[..index].iter().find(|(_, taken)| overlap(*taken, *range)) {
+        if let Some((other, taken)) =
+            ranges[..index].iter().find(|(_, taken)| overlap(*taken, *range))
+        {
             bail!("{flag} {range} overlaps {other} {taken}");
         }
     }
     let pods_max = 1_usize << 24_u8.saturating_sub(args.pod_cidr.prefix_len());
-    ensure!(args.nodes <= pods_max, "--pod-cidr {} has room for {pods_max} node(s), a /24 each, not {}", args.pod_cidr, args.nodes);
+    ensure!(
+        args.nodes <= pods_max,
+        "--pod-cidr {} has room for {pods_max} node(s), a /24 each, not {}",
+        args.pod_cidr,
+        args.nodes
+    );
     let mut cluster = Cluster {
         name: args.which.name.clone(),
         data_dir: args.which.data_dir.clone(),
@@ -116,7 +145,11 @@ async fn bring_up(cluster: &Cluster, progress: &Progress) -> Result<()> {
     progress.begin("making the lab's network");
     cluster.write()?;
     lab::build(cluster).await?;
-    progress.done(&format!("lab network {} with {} node(s)", cluster.node_cidr, cluster.nodes.len()));
+    progress.done(&format!(
+        "lab network {} with {} node(s)",
+        cluster.node_cidr,
+        cluster.nodes.len()
+    ));
     progress.begin("starting the control plane");
     for node in &cluster.nodes {
         kubeconfig::write_node(cluster, node)?;
@@ -142,7 +175,11 @@ fn start_supervisor(cluster: &Cluster) -> Result<std::process::Child> {
     command.spawn().context("cannot start the supervisor")
 }
 
-async fn api_ready(cluster: &Cluster, deadline: Instant, supervisor: &mut std::process::Child) -> Result<Client> {
+async fn api_ready(
+    cluster: &Cluster,
+    deadline: Instant,
+    supervisor: &mut std::process::Child,
+) -> Result<Client> {
     let address = std::net::SocketAddr::from((cluster.server_address(), cluster.api_port));
     loop {
         if TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
@@ -154,20 +191,32 @@ async fn api_ready(cluster: &Cluster, deadline: Instant, supervisor: &mut std::p
             }
         }
         ensure!(supervisor.try_wait()?.is_none(), "the supervisor ended");
-        ensure!(Instant::now() < deadline, "the API server did not answer within {} s", READY_MAX.as_secs());
+        ensure!(
+            Instant::now() < deadline,
+            "the API server did not answer within {} s",
+            READY_MAX.as_secs()
+        );
         tokio::time::sleep(LOOK).await;
     }
 }
 
 async fn nodes_ready(cluster: &Cluster, client: &Client, deadline: Instant) -> Result<()> {
-    let expected = cluster.nodes.iter().filter(|node| node.state == crate::cluster::NodeState::Running && !node.cut).count();
+    let expected = cluster
+        .nodes
+        .iter()
+        .filter(|node| node.state == crate::cluster::NodeState::Running && !node.cut)
+        .count();
     loop {
         let nodes = client.list::<Node>(&ListParams::default()).await?.items;
         let ready = nodes.iter().filter(|node| crate::status::is_ready(node)).count();
         if ready >= expected {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "{ready} of {expected} nodes became ready within {} s", READY_MAX.as_secs());
+        ensure!(
+            Instant::now() < deadline,
+            "{ready} of {expected} nodes became ready within {} s",
+            READY_MAX.as_secs()
+        );
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -199,17 +248,23 @@ mod tests {
         assert_eq!(cluster.pod_cidr.to_string(), "10.244.0.0/16");
         assert_eq!(cluster.service_cidr.to_string(), "10.96.0.0/12");
         assert_eq!(cluster.node_cidr.to_string(), "198.18.0.0/24");
-        assert_eq!(cluster.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>(), ["n1", "n2", "n3"]);
+        assert_eq!(
+            cluster.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>(),
+            ["n1", "n2", "n3"]
+        );
     }
 
     #[test]
     fn ranges_that_collide_are_refused_in_one_sentence() {
-        let taken = "--node-cidr 192.168.1.0/24 overlaps 192.168.0.0/16, which this machine routes already";
+        let taken =
+            "--node-cidr 192.168.1.0/24 overlaps 192.168.0.0/16, which this machine routes already";
         assert_eq!(refusal("--node-cidr 192.168.1.0/24", &["192.168.0.0/16"]), taken);
         let twice = "--service-cidr 10.244.0.0/20 overlaps --pod-cidr 10.244.0.0/16";
         assert_eq!(refusal("--service-cidr 10.244.0.0/20", &[]), twice);
         assert!(refusal("--nodes 0", &[]).contains("--nodes must be 1 to"));
-        assert!(refusal("--nodes 3 --pod-cidr 10.244.0.0/23", &[]).contains("has room for 2 node(s)"));
+        assert!(
+            refusal("--nodes 3 --pod-cidr 10.244.0.0/23", &[]).contains("has room for 2 node(s)")
+        );
         assert!(refusal("--registry-mirror docker.io", &[]).contains("is not HOST=URL"));
     }
 }

@@ -30,7 +30,10 @@ fn the_same_name_brings_the_same_cluster_back() -> Result<()> {
     lab.rhumb(&["down", "--keep-data"])?;
     lab.rhumb(&["up", "--detach"])?;
     ensure!(lab.get(&["configmap", "kept"])? == before, "the object is as it was");
-    ensure!(lab.value("node/n1", "{.status.addresses[0].address}")? == address, "the node has its address");
+    ensure!(
+        lab.value("node/n1", "{.status.addresses[0].address}")? == address,
+        "the node has its address"
+    );
     Ok(())
 }
 

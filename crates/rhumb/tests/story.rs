@@ -102,7 +102,8 @@ fn curl(url: &str) -> [&str; 6] {
 
 /// How many different answers a URL gives to many new connections from a pod.
 fn answers(lab: &Lab, pod: &str, url: &str) -> Result<usize> {
-    let all: Result<std::collections::BTreeSet<String>> = (0..40).map(|_| lab.from_pod(pod, &curl(url))).collect();
+    let all: Result<std::collections::BTreeSet<String>> =
+        (0..40).map(|_| lab.from_pod(pod, &curl(url))).collect();
     Ok(all?.len())
 }
 
@@ -168,14 +169,32 @@ fn outside(lab: &Lab) -> Result<()> {
         ensure!(!address.is_empty(), "pending");
         Ok(address)
     })?;
-    lab.eventually("the load balancer answers outside", || lab.within("client", &curl(&format!("http://{address}/"))))?;
+    lab.eventually("the load balancer answers outside", || {
+        lab.within("client", &curl(&format!("http://{address}/")))
+    })?;
     let inside = lab.value("svc/web-service", "{.spec.clusterIP}")?;
-    ensure!(lab.within("client", &curl(&format!("http://{inside}/"))).is_err(), "a ClusterIP answers outside");
+    ensure!(
+        lab.within("client", &curl(&format!("http://{inside}/"))).is_err(),
+        "a ClusterIP answers outside"
+    );
     Ok(())
 }
 
 fn dig(lab: &Lab, pod: &str, name: &str, kind: &str) -> Result<String> {
-    lab.from_pod(pod, &["dig", "@10.96.0.10", "+time=2", "+tries=1", "+noall", "+comments", "+answer", name, kind])
+    lab.from_pod(
+        pod,
+        &[
+            "dig",
+            "@10.96.0.10",
+            "+time=2",
+            "+tries=1",
+            "+noall",
+            "+comments",
+            "+answer",
+            name,
+            kind,
+        ],
+    )
 }
 
 /// S4, S5, S10, N1: names of every kind, and what does not exist told apart from what has no data.
@@ -211,11 +230,16 @@ fn two_versions(lab: &Lab, pod: &str) -> Result<()> {
 fn the_api_has_a_service(lab: &Lab, pod: &str) -> Result<()> {
     ensure!(lab.value("svc/kubernetes", "{.spec.clusterIP}")? == "10.96.0.1", "the first address");
     let url = "https://10.96.0.1/version";
-    let version = lab.eventually("the API answers a pod", || lab.from_pod(pod, &["curl", "-sk", "-m", "3", url]))?;
+    let version = lab.eventually("the API answers a pod", || {
+        lab.from_pod(pod, &["curl", "-sk", "-m", "3", url])
+    })?;
     ensure!(version.contains("gitVersion"), "{version}");
     lab.kubectl(&["delete", "svc", "kubernetes"])?;
     lab.eventually("it is made again", || {
-        ensure!(lab.value("svc/kubernetes", "{.spec.clusterIP}")? == "10.96.0.1", "another address");
+        ensure!(
+            lab.value("svc/kubernetes", "{.spec.clusterIP}")? == "10.96.0.1",
+            "another address"
+        );
         Ok(())
     })
 }
@@ -225,11 +249,15 @@ fn deleting_removes_everything(lab: &Lab, pod: &str) -> Result<()> {
     let address = lab.value("svc/web-service", "{.spec.clusterIP}")?;
     lab.kubectl(&["delete", "svc", "web-service"])?;
     lab.eventually("slices, name and address are gone", || {
-        let slices = lab.get(&["endpointslices", "-l", "kubernetes.io/service-name=web-service"])?;
+        let slices =
+            lab.get(&["endpointslices", "-l", "kubernetes.io/service-name=web-service"])?;
         ensure!(slices["items"].as_array().is_some_and(Vec::is_empty), "{slices}");
         let name = dig(lab, pod, "web-service.default.svc.cluster.local", "A")?;
         ensure!(name.contains("NXDOMAIN"), "{name}");
-        ensure!(lab.from_pod(pod, &curl(&format!("http://{address}/"))).is_err(), "the address answers");
+        ensure!(
+            lab.from_pod(pod, &curl(&format!("http://{address}/"))).is_err(),
+            "the address answers"
+        );
         Ok(())
     })
 }
@@ -240,9 +268,21 @@ fn a_stateful_set_has_stable_names_and_volumes() -> Result<()> {
     lab.apply(DATABASE)?;
     lab.ready("app=mongo", 3)?;
     let claims = lab.get(&["pvc"])?;
-    let bound = claims["items"].as_array().into_iter().flatten().filter(|claim| claim["status"]["phase"] == "Bound").count();
+    let bound = claims["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|claim| claim["status"]["phase"] == "Bound")
+        .count();
     ensure!(bound == 3, "{claims}");
-    let lookup = |number: usize| dig(&lab, "mongo-0", &format!("mongo-{number}.mongo-headless.default.svc.cluster.local"), "A");
+    let lookup = |number: usize| {
+        dig(
+            &lab,
+            "mongo-0",
+            &format!("mongo-{number}.mongo-headless.default.svc.cluster.local"),
+            "A",
+        )
+    };
     for number in 0..3 {
         let address = lab.value(&format!("pod/mongo-{number}"), "{.status.podIP}")?;
         lab.eventually("the pod has its name", || {
@@ -256,7 +296,10 @@ fn a_stateful_set_has_stable_names_and_volumes() -> Result<()> {
     let volume = lab.value("pvc/mongo-storage-mongo-1", "{.spec.volumeName}")?;
     lab.kubectl(&["delete", "pod", "mongo-1"])?;
     lab.ready("app=mongo", 3)?;
-    ensure!(lab.value("pvc/mongo-storage-mongo-1", "{.spec.volumeName}")? == volume, "the volume stays");
+    ensure!(
+        lab.value("pvc/mongo-storage-mongo-1", "{.spec.volumeName}")? == volume,
+        "the volume stays"
+    );
     let address = lab.value("pod/mongo-1", "{.status.podIP}")?;
     lab.eventually("the name follows the pod", || {
         let found = lookup(1)?;
@@ -288,7 +331,13 @@ fn a_killed_agent_and_server_come_back_and_traffic_goes_on() -> Result<()> {
     let after = lab.get(&["pods", "-l", "app=web-app"])?;
     let starts = |pods: &serde_json::Value| -> Vec<String> {
         let pods = pods["items"].as_array().into_iter().flatten();
-        pods.map(|pod| format!("{} {}", pod["metadata"]["name"], pod["status"]["containerStatuses"][0]["restartCount"])).collect()
+        pods.map(|pod| {
+            format!(
+                "{} {}",
+                pod["metadata"]["name"], pod["status"]["containerStatuses"][0]["restartCount"]
+            )
+        })
+        .collect()
     };
     ensure!(starts(&before) == starts(&after), "containers were restarted: {:?}", starts(&after));
     lab.kubectl(&["create", "configmap", "written-after", "--from-literal=a=b"])?;

@@ -134,7 +134,8 @@ impl Lab {
     /// # Errors
     /// When kubectl fails.
     pub fn get(&self, args: &[&str]) -> Result<Value> {
-        let args: Vec<&str> = ["get"].into_iter().chain(args.iter().copied()).chain(["-o", "json"]).collect();
+        let args: Vec<&str> =
+            ["get"].into_iter().chain(args.iter().copied()).chain(["-o", "json"]).collect();
         Ok(serde_json::from_str(&self.kubectl(&args)?)?)
     }
 
@@ -151,7 +152,8 @@ impl Lab {
     /// # Errors
     /// When it fails.
     pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
-        let args: Vec<&str> = ["exec", pod, "--"].into_iter().chain(command.iter().copied()).collect();
+        let args: Vec<&str> =
+            ["exec", pod, "--"].into_iter().chain(command.iter().copied()).collect();
         self.kubectl(&args)
     }
 
@@ -189,7 +191,9 @@ impl Lab {
         loop {
             match attempt() {
                 Ok(value) => return Ok(value),
-                Err(error) if Instant::now() > deadline => return Err(error.context(format!("never came true: {what}"))),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error.context(format!("never came true: {what}")));
+                }
                 Err(_) => std::thread::sleep(LOOK),
             }
         }
@@ -209,7 +213,11 @@ impl Lab {
                 !is_deleting && conditions.is_some_and(|all| all.iter().any(is_ready))
             };
             let found = pods["items"].as_array().into_iter().flatten().filter(ready).count();
-            ensure!(found == count, "{found} are ready: {}", self.kubectl(&["get", "pods", "-o", "wide"])?);
+            ensure!(
+                found == count,
+                "{found} are ready: {}",
+                self.kubectl(&["get", "pods", "-o", "wide"])?
+            );
             Ok(())
         })
     }
@@ -220,7 +228,8 @@ impl Lab {
     /// When it does not run.
     pub fn pid(&self, process: &str) -> Result<i32> {
         let file = Path::new("/run/rhumb").join(&self.name).join(format!("{process}.pid"));
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         Ok(text.split(' ').next().unwrap_or_default().parse()?)
     }
 
@@ -243,7 +252,9 @@ impl Lab {
         }
         let data = self.data.path().to_string_lossy().into_owned();
         let mounts = fs::read_to_string("/proc/self/mounts")?;
-        found.extend(mounts.lines().filter(|line| line.contains(&data)).map(|line| format!("mount {line}")));
+        found.extend(
+            mounts.lines().filter(|line| line.contains(&data)).map(|line| format!("mount {line}")),
+        );
         for entry in fs::read_dir("/proc")?.flatten() {
             let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
             if command.contains(&data) {
@@ -259,10 +270,14 @@ impl Drop for Lab {
         if std::thread::panicking() {
             // What a failed test leaves to read is on the standard error of the test.
             for part in ["server", "n1"] {
-                let log = fs::read_to_string(self.dir().join("logs").join(format!("{part}.log"))).unwrap_or_default();
+                let log = fs::read_to_string(self.dir().join("logs").join(format!("{part}.log")))
+                    .unwrap_or_default();
                 let lines: Vec<&str> = log.lines().rev().take(15).collect();
                 let lines: Vec<&str> = lines.into_iter().rev().collect();
-                let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("--- {part}.log\n{}\n", lines.join("\n")).as_bytes());
+                let _ = std::io::Write::write_all(
+                    &mut std::io::stderr(),
+                    format!("--- {part}.log\n{}\n", lines.join("\n")).as_bytes(),
+                );
             }
         }
         let _ = self.rhumb(&["down"]);
@@ -270,12 +285,19 @@ impl Drop for Lab {
 }
 
 fn output(command: &mut Command) -> Result<Output> {
-    command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {:?}", command.get_program()))
+    command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {:?}", command.get_program()))
 }
 
 fn text(output: &Output, what: &[&str]) -> Result<String> {
     if !output.status.success() {
-        bail!("{what:?} failed: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{what:?} failed: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -25,7 +25,8 @@ pub fn cache() -> PathBuf {
 #[must_use]
 pub fn kubectls() -> Vec<PathBuf> {
     let current = cache().join("kubectl36/kubectl");
-    let found = [PathBuf::from("/usr/bin/kubectl"), current].into_iter().filter(|path| path.exists());
+    let found =
+        [PathBuf::from("/usr/bin/kubectl"), current].into_iter().filter(|path| path.exists());
     found.collect()
 }
 
@@ -34,7 +35,9 @@ pub fn kubectls() -> Vec<PathBuf> {
 /// # Errors
 /// When there is none: Debian's package is `kubernetes-client`.
 pub fn kubectl() -> Result<PathBuf> {
-    kubectls().pop().context("no kubectl is installed; `make test` installs Debian's kubernetes-client")
+    kubectls()
+        .pop()
+        .context("no kubectl is installed; `make test` installs Debian's kubernetes-client")
 }
 
 /// The folder of one image of `examples/images`, as an OCI layout; all are built at the first call of a machine.

@@ -24,15 +24,34 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dns", &["plan", "client"]),
     (
         "rhumb",
-        &["plan", "store", "client", "kernel", "runtime", "apiserver", "controllers", "node", "dns"],
+        &[
+            "plan",
+            "store",
+            "client",
+            "kernel",
+            "runtime",
+            "apiserver",
+            "controllers",
+            "node",
+            "dns",
+        ],
     ),
     ("testkit", &[]),
 ];
 
 /// Words that a pure crate's code may not have: runtimes, clocks, randomness, environment, files, hashed order.
 const IMPURE: &[&str] = &[
-    "tokio::", "std::env", "std::fs", "std::net::TcpStream", "std::net::UdpSocket", "SystemTime::now", "Instant::now",
-    "Timestamp::now", "rand::", "HashMap", "HashSet",
+    "tokio::",
+    "std::env",
+    "std::fs",
+    "std::net::TcpStream",
+    "std::net::UdpSocket",
+    "SystemTime::now",
+    "Instant::now",
+    "Timestamp::now",
+    "rand::",
+    "HashMap",
+    "HashSet",
 ];
 
 /// The most lines of a file.
@@ -75,16 +94,24 @@ fn code(path: &Path) -> Result<String> {
 fn crates_use_only_what_the_architecture_allows() -> Result<()> {
     let metadata = metadata()?;
     let packages = metadata["packages"].as_array().context("cargo lists packages")?;
-    let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
-    let allowed: BTreeMap<&str, BTreeSet<&str>> =
-        MAY_USE.iter().map(|(name, uses)| (*name, uses.iter().copied().chain(["api"]).collect())).collect();
+    let ours: BTreeSet<&str> =
+        packages.iter().filter_map(|package| package["name"].as_str()).collect();
+    let allowed: BTreeMap<&str, BTreeSet<&str>> = MAY_USE
+        .iter()
+        .map(|(name, uses)| (*name, uses.iter().copied().chain(["api"]).collect()))
+        .collect();
     for package in packages {
         let name = package["name"].as_str().context("a package has a name")?;
-        let allowed = allowed.get(name).with_context(|| format!("the crate {name} is not in the table of this test"))?;
+        let allowed = allowed
+            .get(name)
+            .with_context(|| format!("the crate {name} is not in the table of this test"))?;
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let used = dependency["name"].as_str().unwrap_or_default();
             let is_dev = dependency["kind"] == "dev";
-            ensure!(!ours.contains(used) || is_dev || allowed.contains(used), "{name} may not depend on {used}");
+            ensure!(
+                !ours.contains(used) || is_dev || allowed.contains(used),
+                "{name} may not depend on {used}"
+            );
         }
     }
     Ok(())
@@ -121,8 +148,15 @@ fn files_are_short_and_say_what_they_are() -> Result<()> {
     for path in sources(&repository().join("crates")) {
         let text = fs::read_to_string(&path)?;
         let shown = path.display();
-        ensure!(path.file_name().is_none_or(|file| file != "mod.rs"), "{shown}: folders are named after their module");
-        ensure!(text.lines().count() <= LINES_MAX, "{shown} has {} lines of {LINES_MAX}", text.lines().count());
+        ensure!(
+            path.file_name().is_none_or(|file| file != "mod.rs"),
+            "{shown}: folders are named after their module"
+        );
+        ensure!(
+            text.lines().count() <= LINES_MAX,
+            "{shown} has {} lines of {LINES_MAX}",
+            text.lines().count()
+        );
         ensure!(text.starts_with("//!"), "{shown} does not begin by saying what it is");
     }
     Ok(())

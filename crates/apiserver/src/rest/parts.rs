@@ -3,8 +3,8 @@
 mod eviction;
 mod scale;
 
-use api::resource::Subresource;
 use api::StatusError;
+use api::resource::Subresource;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use serde_json::{Value, json};

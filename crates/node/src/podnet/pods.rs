@@ -51,16 +51,29 @@ impl PodNet {
     ///
     /// # Errors
     /// When the records cannot be read or the kernel gives no netlink socket.
-    pub fn open(dir: &Path, node_ip: IpAddr, cidr: watch::Receiver<Option<Ipv4Net>>) -> Result<Self, PodNetError> {
+    pub fn open(
+        dir: &Path,
+        node_ip: IpAddr,
+        cidr: watch::Receiver<Option<Ipv4Net>>,
+    ) -> Result<Self, PodNetError> {
         fs::create_dir_all(dir).map_err(record_error(dir))?;
         let attached = Mutex::new(Attached { pods: read_records(dir)?, last: None });
-        Ok(Self { dir: dir.to_owned(), node_ip, mtu: None, cidr, attached, netlink: Netlink::open()? })
+        Ok(Self {
+            dir: dir.to_owned(),
+            node_ip,
+            mtu: None,
+            cidr,
+            attached,
+            netlink: Netlink::open()?,
+        })
     }
 
     async fn attach(&self, pod: &PodNetRequest) -> Result<PodAttachment, PodNetError> {
         let mut cidr = self.cidr.clone();
         let known = cidr.wait_for(Option::is_some).await.map(|cidr| *cidr);
-        let Ok(Some(cidr)) = known else { return Err(PodNetError::Full("the node has no pod CIDR".into())) };
+        let Ok(Some(cidr)) = known else {
+            return Err(PodNetError::Full("the node has no pod CIDR".into()));
+        };
         let address = self.reserve(cidr, pod).await?;
         let netns = self.netns(&pod.uid);
         if !netns::exists(&netns) {
@@ -77,7 +90,8 @@ impl PodNet {
             return Ok(record.address);
         }
         let used = attached.pods.values().map(|record| record.address).collect();
-        let address = allocate(cidr, &used, attached.last).ok_or_else(|| PodNetError::Full(cidr.to_string()))?;
+        let address = allocate(cidr, &used, attached.last)
+            .ok_or_else(|| PodNetError::Full(cidr.to_string()))?;
         let record = Record { namespace: pod.namespace.clone(), name: pod.name.clone(), address };
         self.remember(&pod.uid, &record)?;
         attached.pods.insert(pod.uid.clone(), record);
@@ -102,7 +116,8 @@ impl PodNet {
         inside.replace_route(&Route::through(IpNet::from(IpAddr::V4(GATEWAY)), far.index)).await?;
         inside.set_neighbour(far.index, IpAddr::V4(GATEWAY), &near.mac).await?;
         let everywhere = IpNet::V4(Ipv4Net::default());
-        let default = Route { link: Some(far.index), ..Route::via(everywhere, IpAddr::V4(GATEWAY)) };
+        let default =
+            Route { link: Some(far.index), ..Route::via(everywhere, IpAddr::V4(GATEWAY)) };
         inside.replace_route(&default).await?;
         self.netlink.set_neighbour(near.index, IpAddr::V4(address), &far.mac).await?;
         let route = Route { source: Some(self.node_ip), ..Route::through(host, near.index) };
@@ -115,7 +130,9 @@ impl PodNet {
         netns::delete(&self.netns(uid))?;
         let path = self.record_path(uid);
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(PodNetError::Record { path, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(PodNetError::Record { path, source });
+            }
             _ => {}
         }
         attached.pods.remove(uid);
@@ -147,7 +164,12 @@ impl PodNetwork for PodNet {
         async move {
             if let Err(error) = self.detach(uid).await {
                 let error: &dyn std::error::Error = &error;
-                tracing::warn!(component = "podnet", uid, error, "a pod's network was not taken down");
+                tracing::warn!(
+                    component = "podnet",
+                    uid,
+                    error,
+                    "a pod's network was not taken down"
+                );
             }
         }
         .boxed()
@@ -175,9 +197,13 @@ fn read_records(dir: &Path) -> Result<BTreeMap<String, Record>, PodNetError> {
     let mut pods = BTreeMap::new();
     for entry in fs::read_dir(dir).map_err(record_error(dir))? {
         let path = entry.map_err(record_error(dir))?.path();
-        let Some(uid) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json")) else { continue };
+        let Some(uid) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"))
+        else {
+            continue;
+        };
         let text = fs::read(&path).map_err(record_error(&path))?;
-        let record = serde_json::from_slice(&text).map_err(io::Error::other).map_err(record_error(&path))?;
+        let record =
+            serde_json::from_slice(&text).map_err(io::Error::other).map_err(record_error(&path))?;
         pods.insert(uid.to_owned(), record);
     }
     Ok(pods)

@@ -1,6 +1,5 @@
 //! The routes to the other nodes' pods, and the news of this node's own pod CIDR.
 
-
 use std::net::IpAddr;
 
 use api::Objects;
@@ -69,26 +68,36 @@ impl Reconcile for Routes {
         let others = plan::podnet::routes(nodes, &self.node).into_iter();
         // Addresses of this node that no pod has must not travel to the default route.
         let nobody = own.map(|cidr| Route::unreachable(IpNet::V4(cidr)));
-        let addresses = nodes.values().flat_map(|node| plan::podnet::internal_addresses(node)).collect();
+        let addresses =
+            nodes.values().flat_map(|node| plan::podnet::internal_addresses(node)).collect();
         let table = ruleset::table(Family::Ip, &self.pods, &addresses);
         let routes = others.map(|(to, via)| Route::via(to, via)).chain(nobody);
         Plan { own, routes: routes.chain(self.fixed.iter().cloned()).collect(), table }
     }
 
     async fn apply(&mut self, (): &(), plan: Plan) -> Result<Next, ApplyError> {
-        let sink = |error| ApplyError::sink("the routes between nodes were not set", PodNetError::Link(error));
+        let sink = |error| {
+            ApplyError::sink("the routes between nodes were not set", PodNetError::Link(error))
+        };
         let present = self.netlink.routes().await.map_err(sink)?;
         // Routes to single pods belong to the pods.
         let shared = |route: &&Route| route.to.prefix_len() < route.to.max_prefix_len();
-        for old in present.iter().filter(shared).filter(|old| !plan.routes.iter().any(|new| new.to == old.to)) {
+        for old in present
+            .iter()
+            .filter(shared)
+            .filter(|old| !plan.routes.iter().any(|new| new.to == old.to))
+        {
             self.netlink.delete_route(old).await.map_err(sink)?;
         }
-        let same = |new: &Route, old: &Route| (new.to, new.via, new.unreachable) == (old.to, old.via, old.unreachable);
+        let same = |new: &Route, old: &Route| {
+            (new.to, new.via, new.unreachable) == (old.to, old.via, old.unreachable)
+        };
         for new in plan.routes.iter().filter(|new| !present.iter().any(|old| same(new, old))) {
             self.netlink.replace_route(new).await.map_err(sink)?;
         }
-        self.masquerade(plan.table)
-            .map_err(|error| ApplyError::sink("pods reach the outside under their own addresses", error))?;
+        self.masquerade(plan.table).map_err(|error| {
+            ApplyError::sink("pods reach the outside under their own addresses", error)
+        })?;
         self.cidr.send_if_modified(|known| std::mem::replace(known, plan.own) != plan.own);
         Ok(Next::Wait)
     }
@@ -133,15 +142,29 @@ pub async fn follow_nodes(
     let link = netlink.link(&options.link).await?.index;
     let same_family = |cidr: &&IpNet| cidr.addr().is_ipv4() == options.node_ip.is_ipv4();
     let to_services = options.service_cidrs.iter().filter(same_family);
-    let fixed = to_services.map(|cidr| Route { source: Some(options.node_ip), ..Route::through(*cidr, link) }).collect();
-    let component =
-        Routes { node: options.node, netlink, nft, committed: None, pods: options.pod_cidrs, fixed, cidr };
+    let fixed = to_services
+        .map(|cidr| Route { source: Some(options.node_ip), ..Route::through(*cidr, link) })
+        .collect();
+    let component = Routes {
+        node: options.node,
+        netlink,
+        nft,
+        committed: None,
+        pods: options.pod_cidrs,
+        fixed,
+        cidr,
+    };
     let inputs = Inputs::new().on(nodes, |_, dirty| {
         dirty.insert(());
     });
     let nodes = nodes.clone();
     let snapshot = move || nodes.view().objects.clone();
-    tokio::spawn(client::run(component, client.component(Routes::NAME), inputs, snapshot, shutdown));
+    tokio::spawn(client::run(
+        component,
+        client.component(Routes::NAME),
+        inputs,
+        snapshot,
+        shutdown,
+    ));
     Ok(())
 }
-

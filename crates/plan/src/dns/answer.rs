@@ -142,7 +142,9 @@ impl Zone {
             ["dns-version"] => version(&name, kind),
             ["dns"] | ["ns", "dns"] | ["svc" | "pod"] => Answer::no_data(),
             ["svc" | "pod", namespace] => self.namespace(namespace),
-            ["svc", namespace, service, rest @ ..] => self.service(&name, kind, &Name::new(namespace, service), rest),
+            ["svc", namespace, service, rest @ ..] => {
+                self.service(&name, kind, &Name::new(namespace, service), rest)
+            }
             ["pod", namespace, host] => self.pod(&name, kind, namespace, host),
             _ => Answer::no_name(),
         }
@@ -175,7 +177,8 @@ impl Zone {
             }
             (_, [protocol, port]) => self.ports(name, kind, (service, records), (protocol, port)),
             (Target::Headless(endpoints), [host]) => {
-                let named: Vec<_> = endpoints.iter().filter(|endpoint| endpoint.host == **host).collect();
+                let named: Vec<_> =
+                    endpoints.iter().filter(|endpoint| endpoint.host == **host).collect();
                 if named.is_empty() {
                     return Answer::no_name();
                 }
@@ -186,20 +189,31 @@ impl Zone {
     }
 
     /// `_http._tcp.web.default.svc…`: only named ports have names.
-    fn ports(&self, name: &str, kind: Kind, (service, records): (&Name, &ServiceRecords), labels: (&str, &str)) -> Answer {
-        let (Some(protocol), Some(port)) = (labels.0.strip_prefix('_'), labels.1.strip_prefix('_')) else {
+    fn ports(
+        &self,
+        name: &str,
+        kind: Kind,
+        (service, records): (&Name, &ServiceRecords),
+        labels: (&str, &str),
+    ) -> Answer {
+        let (Some(protocol), Some(port)) = (labels.0.strip_prefix('_'), labels.1.strip_prefix('_'))
+        else {
             return Answer::no_name();
         };
         let host = self.service_host(service);
         let mut targets: Vec<(String, u16, Vec<IpAddr>)> = Vec::new();
         match &records.target {
             Target::ClusterIp(own) => {
-                let ports = records.ports.iter().filter(|entry| entry.name == port && entry.protocol == protocol);
+                let ports = records
+                    .ports
+                    .iter()
+                    .filter(|entry| entry.name == port && entry.protocol == protocol);
                 targets.extend(ports.map(|entry| (host.clone(), entry.port, own.clone())));
             }
             Target::Headless(endpoints) => targets.extend(endpoints.iter().flat_map(|endpoint| {
-                endpoint_ports(endpoint, protocol, port)
-                    .map(|number| (format!("{}.{host}", endpoint.host), number, vec![endpoint.address]))
+                endpoint_ports(endpoint, protocol, port).map(|number| {
+                    (format!("{}.{host}", endpoint.host), number, vec![endpoint.address])
+                })
             })),
             Target::External(_) => {}
         }
@@ -224,7 +238,9 @@ impl Zone {
         let spelt = [host.replace('-', "."), host.replace('-', ":")];
         let address = spelt.iter().find_map(|text| text.parse::<IpAddr>().ok());
         match address {
-            Some(address) if self.namespaces.contains(namespace) => addresses(name, kind, std::iter::once(address)),
+            Some(address) if self.namespaces.contains(namespace) => {
+                addresses(name, kind, std::iter::once(address))
+            }
             _ => Answer::no_name(),
         }
     }
@@ -243,14 +259,18 @@ fn record(name: &str, data: Data) -> Record {
 }
 
 fn address_record(name: &str, address: IpAddr) -> Record {
-    record(name, match address {
-        IpAddr::V4(v4) => Data::A(v4),
-        IpAddr::V6(v6) => Data::Aaaa(v6),
-    })
+    record(
+        name,
+        match address {
+            IpAddr::V4(v4) => Data::A(v4),
+            IpAddr::V6(v6) => Data::Aaaa(v6),
+        },
+    )
 }
 
 fn addresses(name: &str, kind: Kind, addresses: impl Iterator<Item = IpAddr>) -> Answer {
-    let wanted = addresses.filter(|address| kind.wants(if address.is_ipv4() { Kind::A } else { Kind::Aaaa }));
+    let wanted = addresses
+        .filter(|address| kind.wants(if address.is_ipv4() { Kind::A } else { Kind::Aaaa }));
     let mut records: Vec<Record> = wanted.map(|address| address_record(name, address)).collect();
     records.dedup();
     Answer::found(records)
@@ -270,24 +290,38 @@ fn version(name: &str, kind: Kind) -> Answer {
     Answer::found(vec![Record { name: name.to_owned(), ttl: VERSION_TTL, data }])
 }
 
-fn endpoint_ports<'a>(endpoint: &'a EndpointRecord, protocol: &'a str, port: &'a str) -> impl Iterator<Item = u16> + 'a {
-    let matching = endpoint.ports.iter().filter(move |entry| entry.name == port && entry.protocol == protocol);
+fn endpoint_ports<'a>(
+    endpoint: &'a EndpointRecord,
+    protocol: &'a str,
+    port: &'a str,
+) -> impl Iterator<Item = u16> + 'a {
+    let matching =
+        endpoint.ports.iter().filter(move |entry| entry.name == port && entry.protocol == protocol);
     matching.map(|entry| entry.port)
 }
 
 /// The address that a name below `in-addr.arpa` or `ip6.arpa` spells backwards.
 fn reverse_address(name: &str) -> Option<IpAddr> {
     if let Some(labels) = name.strip_suffix(".in-addr.arpa") {
-        let mut octets: Vec<u8> = labels.split('.').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let mut octets: Vec<u8> =
+            labels.split('.').map(str::parse).collect::<Result<_, _>>().ok()?;
         octets.reverse();
         return <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
     }
     let labels = name.strip_suffix(".ip6.arpa")?;
-    let nibbles: Vec<u16> = labels.split('.').rev().map(|label| u16::from_str_radix(label, 16)).collect::<Result<_, _>>().ok()?;
+    let nibbles: Vec<u16> = labels
+        .split('.')
+        .rev()
+        .map(|label| u16::from_str_radix(label, 16))
+        .collect::<Result<_, _>>()
+        .ok()?;
     if nibbles.len() != 32 || nibbles.iter().any(|nibble| *nibble > 15) {
         return None;
     }
-    let groups: Vec<u16> = nibbles.chunks(4).map(|group| group.iter().fold(0, |number, nibble| number << 4 | nibble)).collect();
+    let groups: Vec<u16> = nibbles
+        .chunks(4)
+        .map(|group| group.iter().fold(0, |number, nibble| number << 4 | nibble))
+        .collect();
     <[u16; 8]>::try_from(groups).ok().map(IpAddr::from)
 }
 
@@ -310,12 +344,21 @@ mod tests {
         };
         let mut add = |name: &str, spec: Value, slices: Vec<Value>| {
             let service = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
-            let slices: Vec<_> = slices.into_iter().map(|slice| serde_json::from_value(slice).unwrap()).collect();
+            let slices: Vec<_> =
+                slices.into_iter().map(|slice| serde_json::from_value(slice).unwrap()).collect();
             zone.set_service(&Name::new("default", name), service_records(&service, slices.iter()));
         };
         let ports = json!([{"name": "http", "port": 80}, {"port": 81}]);
-        add("web", json!({"clusterIP": "10.96.0.20", "clusterIPs": ["10.96.0.20", "fd00::20"], "ports": ports}), vec![]);
-        let members = vec![slice(Some("mongo-0"), "10.244.1.2", true), slice(None, "10.244.2.3", true), slice(Some("mongo-2"), "10.244.1.4", false)];
+        add(
+            "web",
+            json!({"clusterIP": "10.96.0.20", "clusterIPs": ["10.96.0.20", "fd00::20"], "ports": ports}),
+            vec![],
+        );
+        let members = vec![
+            slice(Some("mongo-0"), "10.244.1.2", true),
+            slice(None, "10.244.2.3", true),
+            slice(Some("mongo-2"), "10.244.1.4", false),
+        ];
         add("mongo", json!({"clusterIP": "None"}), members);
         add("nobody", json!({"clusterIP": "None"}), vec![]);
         add("db", json!({"type": "ExternalName", "externalName": "DB.example.com."}), vec![]);
@@ -335,8 +378,14 @@ mod tests {
 
     #[test]
     fn a_service_has_its_addresses_by_family() {
-        assert_eq!(show("Web.Default.svc.cluster.LOCAL.", Kind::A), ["web.default.svc.cluster.local 5 A(10.96.0.20)"]);
-        assert_eq!(show("web.default.svc.cluster.local", Kind::Aaaa), ["web.default.svc.cluster.local 5 Aaaa(fd00::20)"]);
+        assert_eq!(
+            show("Web.Default.svc.cluster.LOCAL.", Kind::A),
+            ["web.default.svc.cluster.local 5 A(10.96.0.20)"]
+        );
+        assert_eq!(
+            show("web.default.svc.cluster.local", Kind::Aaaa),
+            ["web.default.svc.cluster.local 5 Aaaa(fd00::20)"]
+        );
         assert_eq!(outcome("web.default.svc.cluster.local", Kind::Txt), (Outcome::Found, 0));
     }
 
@@ -347,7 +396,10 @@ mod tests {
         let one = show("mongo-0.mongo.default.svc.cluster.local", Kind::A);
         assert_eq!(one, ["mongo-0.mongo.default.svc.cluster.local 5 A(10.244.1.2)"]);
         assert_eq!(show("10-244-2-3.mongo.default.svc.cluster.local", Kind::A).len(), 1);
-        assert_eq!(outcome("mongo-2.mongo.default.svc.cluster.local", Kind::A), (Outcome::NoName, 0));
+        assert_eq!(
+            outcome("mongo-2.mongo.default.svc.cluster.local", Kind::A),
+            (Outcome::NoName, 0)
+        );
         assert_eq!(outcome("nobody.default.svc.cluster.local", Kind::A), (Outcome::NoName, 0));
     }
 
@@ -357,9 +409,15 @@ mod tests {
         let srv = "_http._tcp.web.default.svc.cluster.local 5 Srv { weight: 100, port: 80, target: \"web.default.svc.cluster.local\" }";
         assert_eq!(all[0], srv);
         assert_eq!(all.len(), 3, "both addresses come along: {all:?}");
-        assert_eq!(outcome("_http._udp.web.default.svc.cluster.local", Kind::Srv), (Outcome::NoName, 0));
+        assert_eq!(
+            outcome("_http._udp.web.default.svc.cluster.local", Kind::Srv),
+            (Outcome::NoName, 0)
+        );
         let members = show("_db._tcp.mongo.default.svc.cluster.local", Kind::Srv);
-        assert!(members[0].contains("weight: 50, port: 27017, target: \"10-244-2-3.mongo") || members[0].contains("mongo-0"));
+        assert!(
+            members[0].contains("weight: 50, port: 27017, target: \"10-244-2-3.mongo")
+                || members[0].contains("mongo-0")
+        );
     }
 
     #[test]
@@ -388,7 +446,10 @@ mod tests {
 
     #[test]
     fn addresses_have_names() {
-        assert_eq!(show("20.0.96.10.in-addr.arpa", Kind::Ptr), ["20.0.96.10.in-addr.arpa 5 Ptr(\"web.default.svc.cluster.local\")"]);
+        assert_eq!(
+            show("20.0.96.10.in-addr.arpa", Kind::Ptr),
+            ["20.0.96.10.in-addr.arpa 5 Ptr(\"web.default.svc.cluster.local\")"]
+        );
         assert_eq!(show("2.1.244.10.in-addr.arpa", Kind::Ptr).len(), 1);
         assert_eq!(outcome("9.9.9.9.in-addr.arpa", Kind::Ptr).0, Outcome::NotOurs);
         let v6 = format!("{}0.0.d.f.ip6.arpa", "0.2.".to_owned() + &"0.".repeat(26));
@@ -397,9 +458,15 @@ mod tests {
 
     #[test]
     fn pods_and_the_version_answer() {
-        assert_eq!(show("10-244-1-5.default.pod.cluster.local", Kind::A), ["10-244-1-5.default.pod.cluster.local 5 A(10.244.1.5)"]);
+        assert_eq!(
+            show("10-244-1-5.default.pod.cluster.local", Kind::A),
+            ["10-244-1-5.default.pod.cluster.local 5 A(10.244.1.5)"]
+        );
         assert_eq!(outcome("10-244-1-5.other.pod.cluster.local", Kind::A).0, Outcome::NoName);
-        assert_eq!(show("dns-version.cluster.local", Kind::Txt), ["dns-version.cluster.local 28800 Txt(\"1.1.0\")"]);
+        assert_eq!(
+            show("dns-version.cluster.local", Kind::Txt),
+            ["dns-version.cluster.local 28800 Txt(\"1.1.0\")"]
+        );
     }
 
     #[test]

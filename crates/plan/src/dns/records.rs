@@ -50,7 +50,10 @@ pub struct EndpointRecord {
 
 /// Decides what a Service answers with; `None` when it has no names (no address yet).
 #[must_use]
-pub fn service_records<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointSlice>) -> Option<ServiceRecords> {
+pub fn service_records<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+) -> Option<ServiceRecords> {
     let spec = service.spec.as_ref()?;
     if spec.type_.as_deref() == Some("ExternalName") {
         let name = spec.external_name.as_deref()?.trim_end_matches('.').to_ascii_lowercase();
@@ -58,8 +61,12 @@ pub fn service_records<'a>(service: &Service, slices: impl Iterator<Item = &'a E
     }
     if spec.cluster_ip.as_deref() == Some("None") {
         let everyone = spec.publish_not_ready_addresses == Some(true);
-        let endpoints: BTreeSet<EndpointRecord> = slices.flat_map(|slice| endpoints(slice, everyone)).collect();
-        return Some(ServiceRecords { target: Target::Headless(endpoints.into_iter().collect()), ports: Vec::new() });
+        let endpoints: BTreeSet<EndpointRecord> =
+            slices.flat_map(|slice| endpoints(slice, everyone)).collect();
+        return Some(ServiceRecords {
+            target: Target::Headless(endpoints.into_iter().collect()),
+            ports: Vec::new(),
+        });
     }
     let listed = spec.cluster_ips.iter().flatten();
     let mut addresses: Vec<IpAddr> = listed.filter_map(|text| text.parse().ok()).collect();
@@ -70,7 +77,8 @@ pub fn service_records<'a>(service: &Service, slices: impl Iterator<Item = &'a E
         named_port(port.name.as_deref(), port.protocol.as_deref(), Some(port.port))
     });
     let ports = ports.collect();
-    (!addresses.is_empty()).then_some(ServiceRecords { target: Target::ClusterIp(addresses), ports })
+    (!addresses.is_empty())
+        .then_some(ServiceRecords { target: Target::ClusterIp(addresses), ports })
 }
 
 fn named_port(name: Option<&str>, protocol: Option<&str>, port: Option<i32>) -> Option<PortRecord> {
@@ -88,7 +96,8 @@ fn endpoints(slice: &EndpointSlice, everyone: bool) -> impl Iterator<Item = Endp
         .filter_map(|port| named_port(port.name.as_deref(), port.protocol.as_deref(), port.port))
         .collect();
     let named = slice.endpoints.iter().flatten().filter(move |endpoint| {
-        everyone || endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false)
+        everyone
+            || endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false)
     });
     named.filter_map(move |endpoint| {
         let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
