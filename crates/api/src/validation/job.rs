@@ -106,8 +106,19 @@ fn cron_content(object: &Value) -> Vec<FieldError> {
     let schedule = spec.get("schedule");
     if schedule.text().is_empty() {
         errors.push(schedule.required(""));
+    } else if schedule.text().contains("TZ") {
+        let why = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
+        errors.push(schedule.invalid(why));
     } else if let Some(why) = schedule_error(schedule.text()) {
         errors.push(schedule.invalid(why));
+    }
+    let zone = spec.get("timeZone");
+    if zone.is_set() && zone.text().is_empty() {
+        errors.push(zone.invalid("timeZone must be nil or non-empty string"));
+    } else if zone.text().eq_ignore_ascii_case("local") {
+        errors.push(zone.invalid(
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        ));
     }
     errors.extend(spec.get("startingDeadlineSeconds").non_negative());
     errors.extend(spec.get("concurrencyPolicy").one_of(&["Allow", "Forbid", "Replace"]));
@@ -146,41 +157,84 @@ fn schedule_error(schedule: &str) -> Option<String> {
             fields.join(" ")
         ));
     }
-    let bounds = [(0, 59), (0, 23), (1, 31), (1, 12), (0, 6)];
-    fields.iter().zip(bounds).find_map(|(field, (low, high))| part_error(field, low, high))
+    fields.iter().zip(FIELDS).find_map(|(field, unit)| {
+        field.split(',').filter(|part| !part.is_empty()).find_map(|part| part_error(part, unit))
+    })
 }
 
-fn part_error(field: &str, low: u32, high: u32) -> Option<String> {
-    for part in field.split(',') {
-        let (range, step) = part.split_once('/').unwrap_or((part, "1"));
-        if step.parse::<u32>().is_err() {
-            return Some(format!(
-                "failed to parse int from {step}: strconv.Atoi: parsing {step:?}: invalid syntax"
-            ));
-        }
-        for end in range.split('-').filter(|end| !["*", "?"].contains(end)) {
-            if end.bytes().all(|byte| byte.is_ascii_alphabetic()) && end.len() == 3 {
-                continue;
-            }
-            match end.parse::<u32>() {
-                Err(_) => {
-                    return Some(format!(
-                        "failed to parse int from {end}: strconv.Atoi: parsing {end:?}: invalid syntax"
-                    ));
-                }
-                Ok(number) if number < low => {
-                    return Some(format!(
-                        "beginning of range ({number}) below minimum ({low}): {part}"
-                    ));
-                }
-                Ok(number) if number > high => {
-                    return Some(format!("end of range ({number}) above maximum ({high}): {part}"));
-                }
-                Ok(_) => {}
-            }
-        }
+/// One of the five fields of a schedule: bounds, and names for numbers from the lower bound on.
+struct Field {
+    low: u32,
+    high: u32,
+    names: &'static [&'static str],
+}
+
+const FIELDS: [&Field; 5] = [
+    &Field { low: 0, high: 59, names: &[] },
+    &Field { low: 0, high: 23, names: &[] },
+    &Field { low: 1, high: 31, names: &[] },
+    &Field {
+        low: 1,
+        high: 12,
+        names: &[
+            "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
+        ],
+    },
+    &Field { low: 0, high: 6, names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"] },
+];
+
+impl Field {
+    /// A number or a name.
+    fn number(&self, text: &str) -> Result<u32, String> {
+        let lower = text.to_lowercase();
+        let known = (self.low..).zip(self.names).find(|(_, name)| **name == lower);
+        known.map_or_else(|| integer(text), |(number, _)| Ok(number))
     }
-    None
+}
+
+fn integer(text: &str) -> Result<u32, String> {
+    match text.parse::<i64>() {
+        Ok(number) => u32::try_from(number)
+            .map_err(|_| format!("negative number ({number}) not allowed: {text}")),
+        Err(_) => Err(format!(
+            "failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax"
+        )),
+    }
+}
+
+/// What is wrong with `start[-end][/step]`, `*` or `?`.
+fn part_error(part: &str, unit: &Field) -> Option<String> {
+    let (range, step) = match part.split('/').collect::<Vec<_>>()[..] {
+        [range] => (range, None),
+        [range, step] => (range, Some(step)),
+        _ => return Some(format!("too many slashes: {part}")),
+    };
+    let ends: Vec<&str> = range.split('-').collect();
+    let bounds = match ends[..] {
+        ["*" | "?", ..] => Ok((unit.low, unit.high)),
+        [only] => {
+            unit.number(only).map(|start| (start, if step.is_some() { unit.high } else { start }))
+        }
+        [start, end] => {
+            unit.number(start).and_then(|start| unit.number(end).map(|end| (start, end)))
+        }
+        _ => Err(format!("too many hyphens: {part}")),
+    };
+    let parsed = bounds.and_then(|bounds| step.map_or(Ok(1), integer).map(|step| (bounds, step)));
+    let ((start, end), step) = match parsed {
+        Ok(parsed) => parsed,
+        Err(why) => return Some(why),
+    };
+    let (low, high) = (unit.low, unit.high);
+    if start < low {
+        Some(format!("beginning of range ({start}) below minimum ({low}): {part}"))
+    } else if end > high {
+        Some(format!("end of range ({end}) above maximum ({high}): {part}"))
+    } else if start > end {
+        Some(format!("beginning of range ({start}) beyond end of range ({end}): {part}"))
+    } else {
+        (step == 0).then(|| format!("step of range should be a positive number: {part}"))
+    }
 }
 
 /// Checks a changed status of a Job or CronJob.
