@@ -120,7 +120,6 @@ pub const ENDPOINTS: Rules = Rules {
     default: defaults::core::endpoints,
     validate_create: endpoints::create,
     validate_update: endpoints::update,
-    warnings: endpoints::warnings,
     columns: columns::service::ENDPOINTS,
     row: columns::service::endpoints,
     ..GENERIC

@@ -369,8 +369,26 @@ fn mounts(container: &At<'_>, context: &Context<'_>) -> Vec<FieldError> {
             errors.push(expression.invalid("subPathExpr and subPath are mutually exclusive"));
         }
         errors.extend(descending(&At::named(expression.value, list.child("subPathExpr"))));
+        let propagation = mount.get("mountPropagation").value;
+        let propagation = At::named(propagation, list.child("mountPropagation"));
+        errors.extend(mount_propagation(&propagation, container));
     }
     errors
+}
+
+/// Mounts travel back to the node from privileged containers alone.
+fn mount_propagation(mode: &At<'_>, container: &At<'_>) -> Option<FieldError> {
+    if !mode.is_set() {
+        return None;
+    }
+    let back = mode.text() == "Bidirectional";
+    if back && !container.get("securityContext.privileged").is_true() {
+        return Some(mode.forbidden(
+            "Bidirectional mount propagation is available only to privileged containers",
+        ));
+    }
+    const MODES: &[&str] = &["Bidirectional", "HostToContainer", "None"];
+    (!MODES.contains(&mode.text())).then(|| mode.unsupported(MODES))
 }
 
 /// A path below something else.

@@ -217,8 +217,3 @@ fn endpoint_port(port: &At<'_>, named: bool) -> Vec<FieldError> {
     }
     errors
 }
-
-/// Writes to the deprecated kind are answered with a word about it.
-pub(crate) fn warnings(_: &Value) -> Vec<String> {
-    vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned()]
-}

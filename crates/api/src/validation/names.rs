@@ -230,6 +230,11 @@ pub(crate) fn header_name(text: &str) -> Vec<String> {
     )]
 }
 
+/// Whether this can be the name of a kernel parameter.
+pub(crate) fn is_sysctl(text: &str) -> bool {
+    text.len() <= 253 && text.split(['.', '/']).all(|segment| framed(segment, lower, b"-_"))
+}
+
 /// A percentage.
 pub(crate) fn percent(text: &str) -> Vec<String> {
     let digits = text.strip_suffix('%').unwrap_or("");

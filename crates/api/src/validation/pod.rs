@@ -112,10 +112,6 @@ pub(crate) fn spec(spec: &At<'_>) -> Vec<FieldError> {
     ]));
     errors.extend(meta::labels(&spec.get("nodeSelector")));
     errors.extend(security(&spec.get("securityContext"), spec));
-    for secret in spec.get("imagePullSecrets").items() {
-        let shown = meta_name(&secret);
-        errors.extend(shown);
-    }
     errors.extend(affinity::affinity(&spec.get("affinity")));
     errors.extend(dns(spec));
     for gate in spec.get("readinessGates").items() {
@@ -131,29 +127,38 @@ pub(crate) fn spec(spec: &At<'_>) -> Vec<FieldError> {
     errors
 }
 
-fn meta_name(secret: &At<'_>) -> Vec<FieldError> {
-    let name = secret.get("name");
-    if name.text().is_empty() {
-        return vec![FieldError::required(secret.path.clone(), "")];
-    }
-    name.all_invalid(names::dns1123_subdomain(name.text()))
-}
-
 fn host_network_ports(spec: &At<'_>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if !spec.get("hostNetwork").is_true() {
         return errors;
     }
-    for list in ["containers", "initContainers"] {
-        for container in spec.get(list).items() {
-            for port in container.get("ports").items() {
-                let host = port.get("hostPort").int().unwrap_or(0);
-                let own = port.get("containerPort");
-                if host != 0 && Some(host) != own.int() {
-                    errors.push(own.invalid("must match `hostPort` when `hostNetwork` is true"));
-                }
+    for container in spec.get("containers").items() {
+        for port in container.get("ports").items() {
+            let host = port.get("hostPort");
+            let number = host.int().unwrap_or(0);
+            if number != 0 && host.value != port.get("containerPort").value {
+                errors.push(host.invalid("must match `containerPort` when `hostNetwork` is true"));
             }
         }
+    }
+    errors
+}
+
+/// Kernel parameters: dotted or slashed names, each once.
+fn sysctls(list: &At<'_>) -> Vec<FieldError> {
+    const RULE: &str = r"must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+    let mut errors = Vec::new();
+    let mut seen = Vec::new();
+    for sysctl in list.items() {
+        let name = sysctl.get("name");
+        if name.text().is_empty() {
+            errors.push(name.required(""));
+        } else if !names::is_sysctl(name.text()) {
+            errors.push(name.invalid(RULE));
+        } else if seen.contains(&name.text()) {
+            errors.push(name.duplicate());
+        }
+        seen.push(name.text());
     }
     errors
 }
@@ -205,10 +210,8 @@ fn host_aliases(list: &At<'_>) -> Vec<FieldError> {
     for alias in list.items() {
         let ip = alias.get("ip");
         errors.extend(meta::named_invalid(&ip.path, ip.text(), names::ip(ip.text())));
-        let hosts = alias.get("hostnames");
-        for host in hosts.items() {
-            let wrong = names::dns1123_subdomain(host.text());
-            errors.extend(meta::named_invalid(&hosts.path, host.text(), wrong));
+        for host in alias.get("hostnames").items() {
+            errors.extend(host.all_invalid(names::dns1123_subdomain(host.text())));
         }
     }
     errors
@@ -238,6 +241,7 @@ fn security(context: &At<'_>, spec: &At<'_>) -> Vec<FieldError> {
     if policy.is_set() && !["Always", "OnRootMismatch"].contains(&policy.text()) {
         errors.push(policy.unsupported(&["Always", "OnRootMismatch"]));
     }
+    errors.extend(sysctls(&context.get("sysctls")));
     errors.extend(container::seccomp(&context.get("seccompProfile")));
     errors
 }
@@ -285,7 +289,7 @@ fn dns(spec: &At<'_>) -> Vec<FieldError> {
     }
     for option in config.get("options").items() {
         if option.get("name").text().is_empty() {
-            errors.push(FieldError::required(config.child("options"), "must not be empty"));
+            errors.push(option.required("must not be empty"));
         }
     }
     errors
