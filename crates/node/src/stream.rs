@@ -3,6 +3,8 @@
 //! Upstream counterpart: `pkg/kubelet/server`. The TLS configuration asks for and verifies the API server's client
 //! certificate, so whoever gets through may ask everything.
 
+mod logs;
+mod query;
 mod spdy;
 
 use std::net::SocketAddr;

@@ -139,10 +139,9 @@ impl Decoder {
                 Ok(Frame::Settings(all))
             }
             6 => Ok(Frame::Ping(number(&mut body)?)),
-            7 => Ok(Frame::GoAway {
-                last: number(&mut body)? & ID_MASK,
-                status: number(&mut body)?,
-            }),
+            7 => {
+                Ok(Frame::GoAway { last: number(&mut body)? & ID_MASK, status: number(&mut body)? })
+            }
             8 => {
                 let id = number(&mut body)? & ID_MASK;
                 Ok(Frame::Headers { id, fin, headers: self.inflate.headers(&body)? })

@@ -77,18 +77,27 @@ fn any_frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
         (id.clone(), any::<bool>(), any_headers())
             .prop_map(|(id, fin, headers)| Frame::SynStream { id, fin, headers }),
-        (id.clone(), any::<bool>(), any_headers())
-            .prop_map(|(id, fin, headers)| Frame::SynReply { id, fin, headers }),
-        (id.clone(), any::<bool>(), any_headers())
-            .prop_map(|(id, fin, headers)| Frame::Headers { id, fin, headers }),
+        (id.clone(), any::<bool>(), any_headers()).prop_map(|(id, fin, headers)| Frame::SynReply {
+            id,
+            fin,
+            headers
+        }),
+        (id.clone(), any::<bool>(), any_headers()).prop_map(|(id, fin, headers)| Frame::Headers {
+            id,
+            fin,
+            headers
+        }),
         (id.clone(), any::<u32>()).prop_map(|(id, status)| Frame::RstStream { id, status }),
         proptest::collection::vec((0..0x00ff_ffff_u32, any::<u32>()), 0..4)
             .prop_map(Frame::Settings),
         any::<u32>().prop_map(Frame::Ping),
         (id.clone(), any::<u32>()).prop_map(|(last, status)| Frame::GoAway { last, status }),
         (id.clone(), id.clone()).prop_map(|(id, delta)| Frame::WindowUpdate { id, delta }),
-        (id, any::<bool>(), data)
-            .prop_map(|(id, fin, data)| Frame::Data { id, fin, data: data.into() }),
+        (id, any::<bool>(), data).prop_map(|(id, fin, data)| Frame::Data {
+            id,
+            fin,
+            data: data.into()
+        }),
     ]
 }
 
