@@ -13,8 +13,8 @@ use serde_json::{Map, Value, json};
 
 use document::{Dialect, definitions, paths};
 
-/// The media type of [`v2_protobuf`], as kubectl's `Accept` spells it.
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The media type of [`v2_protobuf`] in answers; `Accept` spells it with an `@`, which Go's parser of answers refuses.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// A resource that the server serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -80,18 +80,20 @@ fn served() -> Vec<Served<'static>> {
         .collect()
 }
 
-/// Old clients ask for protobuf and take nothing else: an empty document makes them leave validation to the server.
+/// Clients before 1.27, and some after, ask for protobuf and take nothing else.
 fn openapi_v2(headers: &HeaderMap) -> Response<Body> {
-    static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
+    static JSON: OnceLock<Bytes> = OnceLock::new();
+    static PROTOBUF: OnceLock<Bytes> = OnceLock::new();
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
     if accept.contains("protobuf") && !accept.contains("application/json") {
-        let mut response = Response::new(empty_body());
-        let content_type =
-            HeaderValue::from_static("application/com.github.proto-openapi.spec.v2@v1.0+protobuf");
+        let document =
+            PROTOBUF.get_or_init(|| openapi::v2_protobuf(&openapi::v2(&served())).into());
+        let mut response = cached(headers, document.clone());
+        let content_type = HeaderValue::from_static(openapi::V2_PROTOBUF);
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
         return response;
     }
-    let document = DOCUMENT.get_or_init(|| object::encode(&openapi::v2(&served())));
+    let document = JSON.get_or_init(|| object::encode(&openapi::v2(&served())));
     cached(headers, document.clone())
 }
 

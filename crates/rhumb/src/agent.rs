@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use api::core::{Namespace, Node, Service};
@@ -25,12 +26,17 @@ const DNS_HOST: u32 = 10;
 /// DNS answers are memory lookups: one thread keeps up with a node's pods, a second rides out a busy core.
 const DNS_THREADS: usize = 2;
 
+/// How long requests under way may take to end.
+const END_MAX: Duration = Duration::from_secs(1);
+
 /// Runs the agent until it is told to end; its pods go on.
 pub(crate) fn run(args: Agent) -> Result<()> {
     telemetry::start();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(args))
+    let result = runtime.block_on(serve(args));
+    runtime.shutdown_background();
+    result
 }
 
 /// The reflectors that several parts of the agent share.
@@ -97,8 +103,11 @@ async fn serve(args: Agent) -> Result<()> {
     let kubelet = tokio::spawn(kubelet::run(options, client, shutdown.clone()));
     terminated().await?;
     shutdown.cancel();
-    kubelet.await??;
-    Ok(())
+    // The pods go on, and the next agent reads their state anew: nothing is lost when a request hangs.
+    match tokio::time::timeout(END_MAX, kubelet).await {
+        Ok(ended) => Ok(ended??),
+        Err(_elapsed) => Ok(()),
+    }
 }
 
 /// Waits for SIGTERM or Ctrl-C.
