@@ -32,7 +32,9 @@ pub(super) enum Wanted {
 impl Wanted {
     /// `None` when the request is no upgrade to a protocol we speak.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
-        if !tokens(headers, header::CONNECTION.as_str()).any(|one| one.eq_ignore_ascii_case("upgrade")) {
+        if !tokens(headers, header::CONNECTION.as_str())
+            .any(|one| one.eq_ignore_ascii_case("upgrade"))
+        {
             return None;
         }
         let upgrade = headers.get(header::UPGRADE)?.to_str().ok()?;

@@ -109,9 +109,17 @@ pub(super) async fn over_web_socket<F: Future<Output = ()>>(
     };
     let writing = async {
         // Tells the client that the connection stands, as upstream does.
-        let first = if wanted.stdout { 1 } else if wanted.stderr { 2 } else { 3 };
+        let first = if wanted.stdout {
+            1
+        } else if wanted.stderr {
+            2
+        } else {
+            3
+        };
         let mut result = sink.send(message(first, &NOTHING)).await;
-        while result.is_ok() && let Some((channel, data)) = out.recv().await {
+        while result.is_ok()
+            && let Some((channel, data)) = out.recv().await
+        {
             let number = match channel {
                 Channel::Stdout => 1,
                 Channel::Stderr => 2,
@@ -143,7 +151,11 @@ fn message(channel: u8, data: &[u8]) -> Message {
     Message::Binary(all.into())
 }
 
-async fn hear(mut data: Bytes, stdin: &mut Option<mpsc::Sender<Bytes>>, sizes: &mpsc::Sender<Size>) {
+async fn hear(
+    mut data: Bytes,
+    stdin: &mut Option<mpsc::Sender<Bytes>>,
+    sizes: &mpsc::Sender<Size>,
+) {
     if data.is_empty() {
         return;
     }
