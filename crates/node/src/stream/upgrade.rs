@@ -3,7 +3,6 @@
 use std::future::Future;
 
 use base64::Engine as _;
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Empty;
 use hyper::body::Incoming;
@@ -127,6 +126,3 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a st
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
-
-/// An empty message's bytes.
-pub(super) const NOTHING: Bytes = Bytes::new();

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
 use super::mux::{Connection, STATUS_PROTOCOL, Stream, Writer};
-use super::upgrade::{Io, NOTHING, web_socket};
+use super::upgrade::{Io, web_socket};
 
 /// Messages that wait to be written, each 32 KiB at most.
 const MESSAGES_MAX: usize = 16;
@@ -116,7 +116,7 @@ pub(super) async fn over_web_socket<F: Future<Output = ()>>(
         } else {
             3
         };
-        let mut result = sink.send(message(first, &NOTHING)).await;
+        let mut result = sink.send(message(first, &[])).await;
         while result.is_ok()
             && let Some((channel, data)) = out.recv().await
         {

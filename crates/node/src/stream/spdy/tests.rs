@@ -37,8 +37,8 @@ fn header_blocks_of_zlib_are_one_stream() {
     let first = inflate.headers(&bytes(BLOCKS[0])).unwrap();
     assert_eq!(first, headers(&[("streamtype", "error"), ("port", "8080"), ("requestid", "0")]));
     let second = inflate.headers(&bytes(BLOCKS[1])).unwrap();
-    assert_eq!(second.get("streamtype").unwrap(), "data");
-    assert_eq!(second.get("status").unwrap(), "200 OK");
+    assert_eq!(second["streamtype"], "data");
+    assert_eq!(second["status"], "200 OK");
 }
 
 #[test]
