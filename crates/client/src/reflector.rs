@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::client::{Client, Error, ListParams};
 use crate::watch::{WatchEvent, parse};
@@ -243,8 +244,14 @@ async fn follow<K: Kind>(client: Client, params: ListParams, shared: std::sync::
     let mut revision = None;
     loop {
         let Some(reflector) = shared.upgrade().map(|shared| Reflector { shared }) else { return };
+        let started = Instant::now();
         match round(&client, &params, &reflector, &mut revision).await {
-            Ok(()) => wait = RETRY_MIN,
+            Ok(()) => {
+                wait = RETRY_MIN;
+                drop(reflector);
+                // A server that is shutting down ends every watch at once; inside one process that would never yield.
+                tokio::time::sleep_until(started + RETRY_MIN).await;
+            }
             Err(error) => {
                 if matches!(error.reason(), Some(Reason::Expired)) {
                     revision = None;

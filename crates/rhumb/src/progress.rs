@@ -1,19 +1,16 @@
 //! What a person sees while a command works: steps with times, on a terminal with a spinner.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line tool speaks through these"
-)]
+#![expect(clippy::print_stderr, reason = "a command line tool speaks through it")]
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// One line to the person.
 pub(crate) fn say(text: impl AsRef<str>) {
-    println!("{}", text.as_ref());
+    // A reader that has gone, as of a pipe into `head`, is no reason to fail.
+    let _ = writeln!(std::io::stdout(), "{}", text.as_ref());
 }
 
 /// The one sentence of a failed command, with its causes.
@@ -52,7 +49,7 @@ impl Progress {
         let line = format!("  ✓ {:>7.3}s  {what}", self.start.elapsed().as_secs_f64());
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => println!("{line}"),
+            None => say(line),
         }
     }
 
