@@ -24,7 +24,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
 use super::mux::{Connection, STATUS_PROTOCOL, Stream};
-use super::upgrade::{Io, Wanted, refused, web_socket};
+use super::upgrade::{Io, Wanted, part, refused, web_socket};
 use super::{Body, Place, Shared, plain};
 
 const PROTOCOL: &str = "portforward.k8s.io";
@@ -133,6 +133,7 @@ async fn tunnel(io: Io, frames: DuplexStream) {
         let _ = sink.send(Message::Close(Some(normal))).await; // the client may be gone
     };
     tokio::join!(inward, outward);
+    part(sink, source).await;
 }
 
 /// Pairs the streams that clients open and forwards each pair, until the client hangs up.

@@ -3,12 +3,15 @@
 use std::future::Future;
 
 use base64::Engine as _;
+use futures_util::stream::{SplitSink, SplitStream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
@@ -20,6 +23,10 @@ pub(super) type Io = TokioIo<Upgraded>;
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// How Go spells the header.
 const STREAM_PROTOCOL: &str = "x-stream-protocol-version";
+
+/// The two halves of a WebSocket.
+type Sink = SplitSink<WebSocketStream<Io>, Message>;
+type Source = SplitStream<WebSocketStream<Io>>;
 
 /// What a client asks to be upgraded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +121,13 @@ pub(super) async fn web_socket(io: Io) -> WebSocketStream<Io> {
         .max_message_size(Some(MESSAGE_BYTES_MAX))
         .max_frame_size(Some(MESSAGE_BYTES_MAX));
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
+}
+
+/// Ends the connection below a WebSocket, TLS's own goodbye included.
+pub(super) async fn part(sink: Sink, source: Source) {
+    if let Ok(mut socket) = sink.reunite(source) {
+        let _ = socket.get_mut().shutdown().await; // the client may have hung up
+    }
 }
 
 fn accept_key(headers: &HeaderMap) -> Option<HeaderValue> {

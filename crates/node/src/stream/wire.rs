@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
 use super::mux::{Connection, STATUS_PROTOCOL, Stream, Writer};
-use super::upgrade::{Io, web_socket};
+use super::upgrade::{Io, part, web_socket};
 
 /// Messages that wait to be written, each 32 KiB at most.
 const MESSAGES_MAX: usize = 16;
@@ -134,14 +134,18 @@ pub(super) async fn over_web_socket<F: Future<Output = ()>>(
         let _ = sink.send(Message::Close(Some(normal))).await; // the client may be gone
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, gone.cancelled()).await; // for its own Close
     };
-    // The reading goes on while the rest is written: it also answers pings.
-    let talking = async { tokio::join!(session(wire), writing) };
-    tokio::pin!(talking);
-    tokio::select! {
-        _ = &mut talking => return,
-        () = reading => {}
+    {
+        // The reading goes on while the rest is written: it also answers pings.
+        let talking = async { tokio::join!(session(wire), writing) };
+        tokio::pin!(talking);
+        tokio::select! {
+            _ = &mut talking => {}
+            () = reading => {
+                talking.await;
+            }
+        }
     }
-    talking.await;
+    part(sink, source).await;
 }
 
 fn message(channel: u8, data: &[u8]) -> Message {
