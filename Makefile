@@ -16,7 +16,7 @@ test: packages ## the whole test suite: real namespaces, containers and clients
 lint: ## formatting, clippy and documentation
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet
 
 bench: packages build ## figures of this machine, as docs/benchmarks.md explains them
 	bench/run.py --rhumb "$(CARGO_TARGET_DIR)/release/rhumb"

@@ -1,7 +1,7 @@
 //! An nftables table as data: sets, maps, their elements, chains, and rules as lists of expressions.
 //!
 //! Upstream counterpart: knftables' objects. Nothing here talks to a kernel: `kernel::nftables` commits a
-//! [`Transaction`], [`render`] shows a [`Table`] to people, [`Table::trace`] runs a packet through it.
+//! [`Transaction`], [`render()`] shows a [`Table`] to people, [`Table::trace`] runs a packet through it.
 
 mod blob;
 mod delta;

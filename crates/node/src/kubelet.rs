@@ -1,6 +1,6 @@
 //! The node agent: registers the node and runs its pods. Upstream counterpart: the kubelet.
 //!
-//! One task for each pod ([`worker`]) asks the pure `plan::pods::plan` what to do next and reports the pod's status.
+//! One task for each pod (`worker`) asks the pure `plan::pods::plan` what to do next and reports the pod's status.
 //! Pods outlive the agent: at its start it finds those that run and takes them over.
 
 mod atomic;
