@@ -1,7 +1,7 @@
 //! Control loops that write to the API, one short file each.
 //!
 //! Upstream counterparts: kube-controller-manager and kube-scheduler. Every loop is a decision in the crate `plan` and the
-//! same sink, [`mod@write`]. [`spawn`] starts them all.
+//! same sink, `write`. [`spawn`] starts them all.
 
 use std::sync::Arc;
 
