@@ -318,6 +318,8 @@ impl Encoder {
             block.extend_from_slice(&dictionary::ID.to_be_bytes());
         }
         block.extend_from_slice(&stored(&plain));
+        // The mark of a flush: Go's inflater hands a block on when it meets it, and else waits for the next frame.
+        block.extend_from_slice(&stored(&[]));
         block
     }
 }
