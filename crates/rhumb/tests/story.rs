@@ -107,9 +107,16 @@ fn answers(lab: &Lab, pod: &str, url: &str) -> Result<usize> {
     Ok(all?.len())
 }
 
+/// A pod with a label that stays: one that is being deleted may be gone by the next look.
 fn first_pod(lab: &Lab, label: &str) -> Result<String> {
     let pods = lab.get(&["pods", "-l", label])?;
-    Ok(pods["items"][0]["metadata"]["name"].as_str().context("there is a pod")?.to_owned())
+    let mut staying = pods["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|pod| pod["metadata"].get("deletionTimestamp").is_none());
+    let pod = staying.next().context("there is a pod")?;
+    Ok(pod["metadata"]["name"].as_str().context("a pod has a name")?.to_owned())
 }
 
 #[test]
