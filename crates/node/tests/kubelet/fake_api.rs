@@ -21,6 +21,15 @@ struct State {
     revision: u64,
     objects: BTreeMap<Key, Value>,
     watchers: Vec<(Query, mpsc::UnboundedSender<Bytes>)>,
+    /// Every change, in order: a watch begins where its list ended.
+    changes: Vec<Change>,
+}
+
+struct Change {
+    revision: u64,
+    key: Key,
+    object: Value,
+    line: Bytes,
 }
 
 /// A shared fake API server.
@@ -38,6 +47,8 @@ struct Query {
     subresource: String,
     fields: Vec<(String, String)>,
     watch: bool,
+    /// The revision after which a watch begins.
+    since: u64,
 }
 
 impl Query {
@@ -57,6 +68,9 @@ impl Query {
                 && let Some((field, value)) = selector.split_once('=')
             {
                 parsed.fields.push((field.to_owned(), value.to_owned()));
+            }
+            if let Some(revision) = pair.strip_prefix("resourceVersion=") {
+                parsed.since = revision.parse().unwrap_or_default();
             }
             parsed.watch |= pair == "watch=true";
         }
@@ -88,12 +102,14 @@ impl State {
         } else {
             self.objects.insert(key.clone(), object.clone());
         }
-        let line = format!("{}\n", json!({"type": kind, "object": object}));
+        let line = Bytes::from(format!("{}\n", json!({"type": kind, "object": object})));
         for (query, watcher) in &self.watchers {
             if query.selects(key, &object) {
-                let _ = watcher.send(Bytes::from(line.clone()));
+                let _ = watcher.send(line.clone());
             }
         }
+        let (revision, key) = (self.revision, key.clone());
+        self.changes.push(Change { revision, key, object: object.clone(), line });
         object
     }
 }
@@ -183,10 +199,17 @@ impl FakeApi {
         answer(200, &json!({"metadata": {"resourceVersion": revision}, "items": items}))
     }
 
-    /// A watch from now on: between a list and its watch nothing is written in this test but by the test itself.
+    /// A watch: first what has happened since its list, then what happens.
     fn watch(&self, query: Query) -> Response<Body> {
         let (sender, mut receiver) = mpsc::unbounded_channel();
-        self.state.lock().watchers.push((query, sender));
+        let mut state = self.state.lock();
+        for change in &state.changes {
+            if change.revision > query.since && query.selects(&change.key, &change.object) {
+                let _ = sender.send(change.line.clone());
+            }
+        }
+        state.watchers.push((query, sender));
+        drop(state);
         let stream = futures_util::stream::poll_fn(move |context| receiver.poll_recv(context));
         let frames = stream.map(|line| Ok(hyper::body::Frame::data(line)));
         Response::new(StreamBody::new(frames).boxed_unsync())

@@ -323,6 +323,7 @@ fn start(runtime: &tokio::runtime::Runtime, prefix: &str, shutdown: &Cancellatio
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
         pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
         external_ips: false,
+        ..Settings::default()
     };
     netns::within(&netns::named(&format!("{prefix}node")), || {
         let _guard = runtime.enter();
