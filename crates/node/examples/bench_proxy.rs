@@ -65,6 +65,7 @@ fn bench(services: u32) -> anyhow::Result<()> {
         service_cidrs: vec!["10.96.0.0/12".parse()?],
         pod_cidrs: vec!["10.128.0.0/10".parse()?],
         external_ips: false,
+        ..Settings::default()
     };
     let objects = resident_kib();
     let mut fold = Fold::new(settings);

@@ -7,7 +7,8 @@ mod health;
 mod sink;
 mod udp;
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -165,6 +166,7 @@ pub async fn run(
             keys.insert(());
         })
         .on(&node, |_, keys| keys.extend([()]));
+    let of_node = config.settings.clone();
     let name = config.settings.node;
     let snapshot = move || {
         let dirty = Some(std::mem::take(&mut *dirty.lock()));
@@ -174,9 +176,25 @@ pub async fn run(
             services: services.view().objects.clone(),
             slices: slices.view().objects.clone(),
             node,
+            addresses: addresses(&of_node),
             dirty,
         }
     };
     client::run(proxy, client, inputs, snapshot, shutdown).await;
     Ok(())
+}
+
+/// The addresses of this node, where node ports answer on more than the primary ones. Read anew at every look: the
+/// proxy looks at least every [`VERIFY_AFTER`].
+fn addresses(settings: &Settings) -> BTreeSet<IpAddr> {
+    if settings.node_port_addresses.is_empty() {
+        return BTreeSet::new();
+    }
+    let links = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let addresses = links.filter_map(|link| {
+        let address = link.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    addresses.collect()
 }

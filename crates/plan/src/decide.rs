@@ -1,9 +1,19 @@
 //! What must happen to a packet: the executable specification of Services.
 //!
-//! Backends are tested against it with real packets, `rhumb explain` asks it, and the simulator forwards by it. It reads
-//! Services frontend by frontend and knows nothing of chains and maps.
+//! Data planes are tested against it with real packets, `rhumb explain` asks it, and the simulator forwards by it. One
+//! function a rule, each with its source, read straight from the objects: it shares nothing with the plan of the rules
+//! but the reading of single fields, and knows nothing of chains and maps.
+//!
+//! Sources: `services.md` is the project's list of requirements; paths are upstream's (`pkg/proxy/…`); KEPs are its
+//! enhancement proposals.
 
-use std::collections::BTreeMap;
+mod endpoints;
+mod frontends;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use api::core::Service;
@@ -11,10 +21,10 @@ use api::discovery::EndpointSlice;
 use api::{Name, Objects};
 
 use crate::proxy::Settings;
-use crate::service::{
-    Action, Frontend, FrontendKind, LeftOut, Masquerade, NodeView, Protocol, Surroundings,
-    categorize, endpoints_of, service_of, view,
-};
+use crate::service::{FrontendKind, NodeView, Protocol, is_node_local, is_proxied, service_of};
+
+pub use endpoints::{Candidate, LeftOut, candidates};
+pub use frontends::{Target, addresses_of, targets_of};
 
 /// The first packet of a connection, as it comes to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,17 +52,46 @@ pub struct State<'a> {
     pub settings: &'a Settings,
 }
 
+impl<'a> State<'a> {
+    /// The slices of a Service, in the order of their names.
+    #[must_use]
+    pub fn slices_of(&self, name: &Name) -> Vec<&'a EndpointSlice> {
+        let slices = self.slices.values().map(AsRef::as_ref);
+        slices.filter(|slice| service_of(slice).as_ref() == Some(name)).collect()
+    }
+
+    /// Services that this proxy carries, in the order of their names.
+    fn carried(&self) -> impl Iterator<Item = (&'a Name, &'a Service)> {
+        let all = self.services.iter().map(|(name, service)| (name, service.as_ref()));
+        all.filter(|(_, service)| is_proxied(service))
+    }
+}
+
 /// What must happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is no Service's packet: it goes its way.
     Pass,
-    /// It goes to one of these, with the node's address in place of the client's where `true`.
+    /// It goes to one of these, each with the same chance, with the node's address in place of the client's where
+    /// `true`.
     Forward(BTreeMap<SocketAddr, bool>),
-    /// It is refused.
+    /// It is refused: a reset for TCP, `port unreachable` for the others.
     Reject,
-    /// It is discarded.
+    /// It is discarded without a word.
     Drop,
+}
+
+impl Verdict {
+    /// The chance of each endpoint, from 0 to 1; 0 when there is none.
+    #[must_use]
+    pub fn chance(&self) -> f64 {
+        match self {
+            Self::Forward(endpoints) => {
+                u32::try_from(endpoints.len()).map_or(0.0, |count| f64::from(count).recip())
+            }
+            Self::Pass | Self::Reject | Self::Drop => 0.0,
+        }
+    }
 }
 
 /// What must happen, and why.
@@ -62,6 +101,10 @@ pub struct Decision {
     pub verdict: Verdict,
     /// The Service whose packet it is.
     pub service: Option<Name>,
+    /// By which of its addresses it is reached.
+    pub frontend: Option<FrontendKind>,
+    /// Seconds for which the client comes back to the same endpoint, while that is usable; `None` without affinity.
+    pub affinity_s: Option<u32>,
     /// Why, in words.
     pub reason: &'static str,
     /// Endpoints that cannot get it, and why each was left out.
@@ -71,110 +114,85 @@ pub struct Decision {
 /// Decides about a packet.
 #[must_use]
 pub fn decide(packet: &Packet, state: &State<'_>) -> Decision {
-    let mut address_taken = false;
-    let around = Surroundings { node: state.node, external_ips: state.settings.external_ips };
-    for (name, service) in state.services {
-        let slices: Vec<&EndpointSlice> = slices_of(name, state).collect();
-        let view = view(service, &slices, around);
-        if view.node_local.contains(&packet.destination.ip()) {
-            return plain(Verdict::Pass, "the node agent answers on this address itself");
-        }
-        address_taken |= view.cluster_ips.contains(&packet.destination.ip());
-        let mut frontends = view.frontends.iter();
-        let Some(frontend) = frontends.find(|frontend| is_to(packet, frontend)) else { continue };
-        let (verdict, reason) = at_frontend(packet, frontend, state);
-        let left_out = left_out(service, &slices, frontend, state.node);
-        return Decision { verdict, service: Some(name.clone()), reason, left_out };
+    if answered_by_node(packet, state) {
+        return plain(Verdict::Pass, "the node agent answers on this address itself");
     }
-    let destination = packet.destination.ip();
-    if address_taken {
+    if let Some(target) = frontends::target(packet, state) {
+        return at_target(packet, &target, state);
+    }
+    to_no_port(packet, state)
+}
+
+/// An address that the node agent serves itself (the node's DNS) is none of the proxy's business.
+/// Source: this project's annotation `rhumb.dev/node-local`.
+fn answered_by_node(packet: &Packet, state: &State<'_>) -> bool {
+    let mut local = state.carried().filter(|(_, service)| is_node_local(service));
+    local.any(|(_, service)| frontends::cluster_ips(service).contains(&packet.destination.ip()))
+}
+
+/// A port that its Service does not have is refused, an address that no Service has is discarded.
+/// Source: services.md section 4, "Unallocated ClusterIP inside a ServiceCIDR"; `pkg/proxy/nftables/README.md`.
+fn to_no_port(packet: &Packet, state: &State<'_>) -> Decision {
+    let address = packet.destination.ip();
+    if state.carried().any(|(_, service)| frontends::cluster_ips(service).contains(&address)) {
         return plain(Verdict::Reject, "the Service of this address has no such port");
     }
-    if state.settings.service_cidrs.iter().any(|cidr| cidr.contains(&destination)) {
+    if state.settings.service_cidrs.iter().any(|cidr| cidr.contains(&address)) {
         return plain(Verdict::Drop, "no Service has this address");
     }
     plain(Verdict::Pass, "the address is no Service's")
 }
 
-fn plain(verdict: Verdict, reason: &'static str) -> Decision {
-    Decision { verdict, service: None, reason, left_out: Vec::new() }
-}
-
-fn slices_of<'a>(name: &Name, state: &State<'a>) -> impl Iterator<Item = &'a EndpointSlice> {
-    let slices = state.slices.values().map(AsRef::as_ref);
-    slices.filter(move |slice| service_of(slice).as_ref() == Some(name))
-}
-
-fn is_to(packet: &Packet, frontend: &Frontend) -> bool {
-    frontend.address == packet.destination && frontend.protocol == packet.protocol
-}
-
-/// What happens at a frontend, and why.
-fn at_frontend(packet: &Packet, frontend: &Frontend, state: &State<'_>) -> (Verdict, &'static str) {
-    let admitted = frontend.sources.as_ref().is_none_or(|ranges| {
-        packet.from_node || ranges.iter().any(|range| range.contains(&packet.source))
-    });
-    if !admitted {
-        return (Verdict::Drop, "the client is outside loadBalancerSourceRanges");
+/// What happens at an address and port of a Service.
+fn at_target(packet: &Packet, target: &Target<'_>, state: &State<'_>) -> Decision {
+    let slices = state.slices_of(target.name);
+    let all = candidates(target, &slices, state.node);
+    let client = source::client(packet, state.settings);
+    let (chosen, left_out) = endpoints::choose(target, &all, client, state.node);
+    let (verdict, reason) = if !source::is_admitted(packet, target) {
+        (Verdict::Drop, "the client is outside loadBalancerSourceRanges")
+    } else if !endpoints::any_could_serve(&all) {
+        (Verdict::Reject, "the Service has no endpoints")
+    } else if chosen.is_empty() {
+        (Verdict::Drop, nobody_here(target))
+    } else {
+        let reason = endpoints::scope(target, client).reason();
+        (forward(packet, &chosen, source::is_masqueraded(target, client, state.settings)), reason)
+    };
+    Decision {
+        verdict,
+        service: Some(target.name.clone()),
+        frontend: Some(target.kind),
+        affinity_s: target.affinity_s(),
+        reason,
+        left_out,
     }
-    let pods = &state.settings.pod_cidrs;
-    let from_pod = pods.iter().any(|cidr| cidr.contains(&packet.source));
-    // Without ranges of pods of this family nobody is known to be off the cluster.
-    let known = pods.iter().any(|cidr| cidr.addr().is_ipv4() == packet.source.is_ipv4());
-    match &frontend.action {
-        Action::Reject => (Verdict::Reject, "the Service has no endpoints"),
-        Action::Drop => (Verdict::Drop, "internalTrafficPolicy is Local and no endpoint is here"),
-        Action::Forward { endpoints, masquerade, .. } => {
-            let always = match masquerade {
-                Masquerade::Always => true,
-                Masquerade::OffCluster => known && !from_pod,
-            };
-            (forward(packet, endpoints, always), "one of the Service's endpoints")
-        }
-        Action::Split { inside, outside } => match (from_pod, packet.from_node) {
-            (false, false) if outside.is_empty() => {
-                (Verdict::Drop, "externalTrafficPolicy is Local and no endpoint is here")
-            }
-            (false, false) => (forward(packet, outside, false), "an endpoint on this node"),
-            _ if inside.is_empty() => (Verdict::Drop, "no endpoint serves the cluster"),
-            (from_pod, _) => (
-                forward(packet, inside, !from_pod),
-                "externalTrafficPolicy does not bind clients in the cluster",
-            ),
-        },
+}
+
+/// A policy that keeps traffic on the node discards what it cannot keep, so that load balancers and clients try
+/// elsewhere. Source: services.md section 4, "Policy Local, none local but some elsewhere"; KEP-1669, KEP-2086.
+fn nobody_here(target: &Target<'_>) -> &'static str {
+    match target.kind {
+        FrontendKind::ClusterIp => "internalTrafficPolicy is Local and no endpoint is here",
+        _ => "externalTrafficPolicy is Local and no endpoint is here",
     }
 }
 
 /// A client that reaches itself must not see itself as the sender: it would answer past the node.
-fn forward(packet: &Packet, endpoints: &[SocketAddr], masquerade: bool) -> Verdict {
+/// Source: services.md section 4, "Hairpin"; `pkg/proxy/nftables/proxier.go`, the hairpin rule.
+fn forward(packet: &Packet, endpoints: &BTreeSet<SocketAddr>, masquerade: bool) -> Verdict {
+    let hairpin = |endpoint: &SocketAddr| endpoint.ip() == packet.source;
     let all = endpoints.iter();
-    Verdict::Forward(
-        all.map(|endpoint| (*endpoint, masquerade || endpoint.ip() == packet.source)).collect(),
-    )
+    Verdict::Forward(all.map(|to| (*to, masquerade || hairpin(to))).collect())
 }
 
-fn left_out(
-    service: &Service,
-    slices: &[&EndpointSlice],
-    frontend: &Frontend,
-    node: &NodeView,
-) -> Vec<(SocketAddr, LeftOut)> {
-    let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-    let number = i32::from(frontend.identity.port());
-    let port = ports.into_iter().find(|port| {
-        port.port == number && Protocol::of(port.protocol.as_deref()) == Some(frontend.protocol)
-    });
-    let Some(port) = port else { return Vec::new() };
-    let name = port.name.as_deref().unwrap_or("");
-    let ipv4 = frontend.address.is_ipv4();
-    let endpoints = endpoints_of(slices, name, frontend.protocol, ipv4, &node.name);
-    let mut left_out = categorize(&endpoints, node).left_out;
-    // With policy Local the others are left out for being elsewhere, whatever their state.
-    if let (FrontendKind::ClusterIp, Action::Forward { local: true, endpoints: here, .. }) =
-        (frontend.kind, &frontend.action)
-    {
-        let elsewhere = endpoints.iter().filter(|endpoint| !here.contains(&endpoint.address));
-        left_out = elsewhere.map(|endpoint| (endpoint.address, LeftOut::Elsewhere)).collect();
+fn plain(verdict: Verdict, reason: &'static str) -> Decision {
+    Decision {
+        verdict,
+        service: None,
+        frontend: None,
+        affinity_s: None,
+        reason,
+        left_out: Vec::new(),
     }
-    left_out
 }

@@ -12,8 +12,14 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use api::core::Node;
 use ipnet::IpNet;
 use net::nft::Family;
+
+use crate::service::NodeView;
 
 pub use elements::{ChainId, SetId};
 pub use fold::{Change, Dirty, FamilyChange, Fold, Snapshot, UdpFrontends};
@@ -31,9 +37,82 @@ pub struct Settings {
     pub pod_cidrs: Vec<IpNet>,
     /// Whether `spec.externalIPs` count (off by default: CVE-2020-8554).
     pub external_ips: bool,
+    /// Whether all clients of cluster addresses are masqueraded, pods too (`--masquerade-all`).
+    pub masquerade_all: bool,
+    /// Where node ports answer (`--nodeport-addresses`); empty means [`NodePortAddresses::Primary`].
+    pub node_port_addresses: Vec<NodePortAddresses>,
+}
+
+/// Addresses of the node on which node ports answer. Source: KEP-3866, and upstream's `--nodeport-addresses`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// The node's primary address of each family.
+    Primary,
+    /// 127.0.0.1, for clients on the node. IPv6 has no way to lead packets of `::1` out of the host.
+    Localhost,
+    /// Every address of the node, but for loopback and link-local ones.
+    All,
+    /// The node's addresses within.
+    Within(IpNet),
+}
+
+impl std::str::FromStr for NodePortAddresses {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "primary" => Ok(Self::Primary),
+            "localhost" => Ok(Self::Localhost),
+            "all" => Ok(Self::All),
+            cidr => cidr.parse().map(Self::Within),
+        }
+    }
+}
+
+impl NodePortAddresses {
+    fn admits(self, address: &IpAddr) -> bool {
+        let link_local = match address {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        match self {
+            Self::Primary | Self::Localhost => false,
+            Self::All => !address.is_loopback() && !link_local,
+            Self::Within(cidr) => cidr.contains(address) && !address.is_loopback() && !link_local,
+        }
+    }
 }
 
 impl Settings {
+    /// The node as the proxy must see it, with the addresses on which node ports answer; `own` are all addresses that
+    /// the node has.
+    #[must_use]
+    pub fn node_view(&self, node: Option<&Node>, own: &BTreeSet<IpAddr>) -> NodeView {
+        let mut view = NodeView::of(&self.node, node);
+        let chosen = &self.node_port_addresses;
+        if chosen.is_empty() {
+            return view;
+        }
+        if !chosen.contains(&NodePortAddresses::Primary) {
+            view.addresses.clear();
+        }
+        if self.node_ports_on_localhost() {
+            view.addresses.push(Ipv4Addr::LOCALHOST.into());
+        }
+        for address in own.iter().filter(|own| chosen.iter().any(|which| which.admits(own))) {
+            if !view.addresses.contains(address) {
+                view.addresses.push(*address);
+            }
+        }
+        view
+    }
+
+    /// Whether node ports answer on 127.0.0.1.
+    #[must_use]
+    pub fn node_ports_on_localhost(&self) -> bool {
+        self.node_port_addresses.contains(&NodePortAddresses::Localhost)
+    }
+
     fn service_cidrs(&self, family: Family) -> impl Iterator<Item = &IpNet> {
         self.service_cidrs.iter().filter(move |cidr| Family::of(&cidr.addr()) == family)
     }

@@ -12,7 +12,7 @@ use api::discovery::EndpointSlice;
 use api::{Kind, Name};
 use ipnet::IpNet;
 
-pub use endpoints::{Categories, Endpoint, LeftOut, categorize, endpoints_of};
+pub use endpoints::{Categories, Endpoint, categorize, endpoints_of};
 
 /// Services with this label belong to another proxy.
 pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";

@@ -222,6 +222,7 @@ fn start_proxy(args: &Agent, client: &Client, name: &str, shutdown: &Cancellatio
         service_cidrs: vec![IpNet::V4(args.service_cidr)],
         pod_cidrs: vec![IpNet::V4(args.pod_cidr)],
         external_ips: false,
+        ..Default::default()
     };
     let (client, shutdown) = (client.component("kube-proxy"), shutdown.clone());
     tokio::spawn(async move {

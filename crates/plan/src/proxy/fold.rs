@@ -2,7 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use api::core::{Node, Service};
@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub slices: Objects<EndpointSlice>,
     /// This node's object.
     pub node: Option<Arc<Node>>,
+    /// The addresses that this node has; needed only where node ports answer on more than the primary ones.
+    pub addresses: BTreeSet<IpAddr>,
     /// The objects that may differ from the snapshot before; `None` when that is not known.
     pub dirty: Option<Dirty>,
 }
@@ -270,7 +272,7 @@ impl Fold {
                 dirty.insert(service);
             }
         }
-        let node = NodeView::of(&self.settings.node, snapshot.node.as_deref());
+        let node = self.settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
         if node != self.node {
             self.node = node;
             dirty.extend(snapshot.services.keys().cloned());

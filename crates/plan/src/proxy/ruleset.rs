@@ -45,6 +45,12 @@ pub(super) fn skeleton(family: Family, settings: &Settings) -> Table {
     table
         .chains
         .insert("postrouting".into(), Chain { hook: Some(hook), rules: rules.postrouting() });
+    if settings.node_ports_on_localhost() && family == Family::Ip {
+        let hook = Hook { kind: ChainKind::Filter, point: HookPoint::Prerouting, priority: -300 };
+        table
+            .chains
+            .insert("loopback".into(), Chain { hook: Some(hook), rules: vec![loopback_guard()] });
+    }
     let regular = [
         ("frontends", rules.frontends()),
         ("guard", rules.guard()),
@@ -192,6 +198,9 @@ impl Rules<'_> {
 
     /// Without pod ranges nobody is known to be off the cluster, and nothing is marked.
     fn mark_off_cluster(&self) -> Vec<Rule> {
+        if self.settings.masquerade_all {
+            return vec![self.mark()];
+        }
         let mut rules = Vec::new();
         for cidr in self.settings.pod_cidrs(self.family) {
             let mut exprs = within(load::source(self.family, Reg(0)), cidr);
@@ -335,6 +344,21 @@ impl Rules<'_> {
         exprs.push(self.dnat());
         Rule { exprs }
     }
+}
+
+/// Node ports on 127.0.0.1 need `route_localnet`, with which neighbours could send to the loopback addresses: what comes
+/// from elsewhere is dropped (CVE-2020-8558).
+fn loopback_guard() -> Rule {
+    let mut lo = [0; 16];
+    lo[..2].copy_from_slice(b"lo");
+    let loopback = IpNet::new(IpAddr::from([127, 0, 0, 0]), 8).expect("8 is a prefix length");
+    let mut exprs = vec![
+        Expr::Meta { key: MetaKey::IifName, to: Reg(0) },
+        Expr::Cmp { from: Reg(0), op: CmpOp::Neq, value: lo.into() },
+    ];
+    exprs.extend(within(load::destination(Family::Ip, Reg(0)), &loopback));
+    exprs.push(Expr::Verdict(Verdict::Drop));
+    Rule { exprs }
 }
 
 fn drop() -> Rule {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{FAMILIES, Fold, Settings, Snapshot, Stage};
 use crate::decide::{self, State, Verdict, decide};
-use crate::service::{NodeView, Protocol};
+use crate::service::Protocol;
 
 fn settings() -> Settings {
     Settings {
@@ -21,6 +21,7 @@ fn settings() -> Settings {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd96::/108".parse().unwrap()],
         pod_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd44::/48".parse().unwrap()],
         external_ips: false,
+        ..Settings::default()
     }
 }
 
@@ -74,14 +75,19 @@ struct Sketch {
     udp: bool,
     /// Pod number, and condition: 0 ready, 1 draining, 2 not ready.
     endpoints: BTreeMap<u8, u8>,
-    hints: bool,
+    /// 0 none, 1 zones, 2 zones and nodes.
+    hints: u8,
+    external_ip: bool,
+    /// Whether the load balancer's address is of mode Proxy.
+    proxy_mode: bool,
 }
 
 fn sketch() -> impl Strategy<Value = Sketch> {
-    let flags = (any::<[bool; 5]>(), prop::bool::weighted(0.1), any::<bool>());
+    let flags = (any::<[bool; 7]>(), prop::bool::weighted(0.1), 0..3u8);
     let endpoints = prop::collection::btree_map(0..6u8, 0..3u8, 0..5);
     (0..3u8, flags, endpoints).prop_map(|(kind, (flags, node_local, hints), endpoints)| {
-        let [internal_local, external_local, affinity, range, both] = flags;
+        let [internal_local, external_local, affinity, range, both, external_ip, proxy_mode] =
+            flags;
         let (v6, udp) = (both && range, both);
         Sketch {
             kind,
@@ -94,6 +100,8 @@ fn sketch() -> impl Strategy<Value = Sketch> {
             udp,
             endpoints,
             hints,
+            external_ip,
+            proxy_mode: proxy_mode && external_ip,
         }
     })
 }
@@ -142,6 +150,14 @@ fn world(sketches: &BTreeMap<u8, Sketch>) -> Snapshot {
             service["spec"]["loadBalancerSourceRanges"] =
                 json!(["192.0.2.0/25", "10.244.0.0/24", "2001:db8::/33"]);
         }
+        if sketch.external_ip {
+            // Shared by all: the first by name has it.
+            service["spec"]["externalIPs"] =
+                json!([if sketch.v6 { "fd30::1" } else { "203.0.113.200" }]);
+        }
+        if sketch.proxy_mode {
+            service["status"]["loadBalancer"]["ingress"][0]["ipMode"] = json!("Proxy");
+        }
         if sketch.node_local {
             service["metadata"]["annotations"] = json!({ "rhumb.dev/node-local": "true" });
         }
@@ -157,8 +173,11 @@ fn slice(number: u8, sketch: &Sketch, protocol: &str) -> Value {
             "addresses": [pod_ip(*pod, sketch.v6)], "nodeName": format!("n{}", pod % 2),
             "conditions": { "ready": *condition == 0, "serving": *condition < 2, "terminating": *condition == 1 },
         });
-        if sketch.hints {
+        if sketch.hints > 0 {
             endpoint["hints"] = json!({ "forZones": [{ "name": format!("z{}", pod % 3) }] });
+        }
+        if sketch.hints > 1 {
+            endpoint["hints"]["forNodes"] = json!([{ "name": format!("n{}", pod % 2) }]);
         }
         endpoint
     });
@@ -169,6 +188,21 @@ fn slice(number: u8, sketch: &Sketch, protocol: &str) -> Value {
         "addressType": if sketch.v6 { "IPv6" } else { "IPv4" },
         "ports": [{ "name": "p", "port": 8080, "protocol": protocol }],
         "endpoints": endpoints.collect::<Vec<_>>(),
+    })
+}
+
+/// Every way to start the proxy.
+fn any_settings() -> impl Strategy<Value = Settings> {
+    use super::NodePortAddresses::{All, Localhost, Primary, Within};
+    let within = Within("198.18.7.0/24".parse().unwrap());
+    let addresses = prop::sample::subsequence(vec![Primary, Localhost, All, within], 0..4);
+    (any::<[bool; 3]>(), addresses).prop_map(|([external_ips, masquerade_all, no_pods], chosen)| {
+        let mut settings =
+            Settings { external_ips, masquerade_all, node_port_addresses: chosen, ..settings() };
+        if no_pods {
+            settings.pod_cidrs.retain(|cidr| cidr.addr().is_ipv4());
+        }
+        settings
     })
 }
 
@@ -257,7 +291,12 @@ fn packets(sketches: &BTreeMap<u8, Sketch>) -> Vec<(decide::Packet, Family)> {
                 address(format!("203.0.113.{}", number / 2), format!("fd20::{}", number / 2));
             let node = address("198.18.0.1".to_owned(), "fd18::1".to_owned());
             targets.extend([(cluster, 80), (cluster, 81), (balancer, 80)].map(SocketAddr::from));
-            targets.push(SocketAddr::new(node, 30000 + u16::from(number)));
+            let external = address("203.0.113.200".to_owned(), "fd30::1".to_owned());
+            let second = address("198.18.7.1".to_owned(), "fd18:7::1".to_owned());
+            let loopback = address("127.0.0.1".to_owned(), "::1".to_owned());
+            targets.push(SocketAddr::new(external, 80));
+            let node_port = 30000 + u16::from(number);
+            targets.extend([node, second, loopback].map(|node| SocketAddr::new(node, node_port)));
         }
         for (source, from_node) in sources {
             for destination in &targets {
@@ -281,13 +320,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_rules_do_what_decide_says(sketches in worlds()) {
-        let snapshot = world(&sketches);
-        let mut fold = Fold::new(settings());
+    fn the_rules_do_what_decide_says(sketches in worlds(), settings in any_settings()) {
+        let mut snapshot = world(&sketches);
+        snapshot.addresses = ["198.18.0.1", "198.18.7.1", "127.0.0.1", "fd18:7::1", "fe80::1", "::1"].map(|text| text.parse().unwrap()).into();
+        let mut fold = Fold::new(settings.clone());
         fold.advance(&snapshot);
         let tables = FAMILIES.map(|family| fold.table(family));
-        let node = NodeView::of("n1", snapshot.node.as_deref());
-        let settings = settings();
+        let node = settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
         let state = State { services: &snapshot.services, slices: &snapshot.slices, node: &node, settings: &settings };
         for (packet, family) in packets(&sketches) {
             let expected = match decide(&packet, &state).verdict {
@@ -310,6 +349,42 @@ proptest! {
             let table = tables.iter().find(|table| table.family == family).unwrap();
             prop_assert_eq!(outcomes(table, &traced), expected, "{:?}", packet);
         }
+    }
+
+    #[test]
+    fn the_order_of_objects_makes_no_difference(sketches in worlds(), seed in any::<prop::sample::Index>()) {
+        let snapshot = world(&sketches);
+        let mut at_once = Fold::new(settings());
+        at_once.advance(&snapshot);
+        // One object after the other, from anywhere and round; slices may come before their Services.
+        let mut names: Vec<(bool, &api::Name)> = snapshot.services.keys().map(|name| (true, name)).collect();
+        names.extend(snapshot.slices.keys().map(|name| (false, name)));
+        if !names.is_empty() {
+            let by = seed.index(names.len());
+            names.rotate_left(by);
+        }
+        let mut growing = Snapshot { node: snapshot.node.clone(), ..Snapshot::default() };
+        let mut one_by_one = Fold::new(settings());
+        for (is_service, name) in names {
+            if is_service {
+                growing.services.extend(snapshot.services.get_key_value(name).map(|(name, service)| (name.clone(), Arc::clone(service))));
+            } else {
+                growing.slices.insert(name.clone(), Arc::clone(&snapshot.slices[name]));
+            }
+            one_by_one.advance(&growing);
+        }
+        for family in FAMILIES {
+            let (expected, mut found) = (at_once.table(family), one_by_one.table(family));
+            // Chains and their classes stay for the next Service that needs them.
+            found.chains.retain(|name, _| expected.chains.contains_key(name));
+            for map in ["classes", "guarded_classes", "split_classes"] {
+                let needed = &expected.elements[map];
+                found.elements.get_mut(map).unwrap().retain(|key, _| needed.contains_key(key));
+            }
+            prop_assert_eq!(found, expected);
+        }
+        prop_assert_eq!(one_by_one.udp(), at_once.udp());
+        prop_assert_eq!(one_by_one.health(), at_once.health());
     }
 
     #[test]
@@ -360,7 +435,9 @@ fn affinity_leads_back_only_to_usable_endpoints() {
         v6: false,
         udp: false,
         endpoints: [(0, 0), (1, 0), (2, 0)].into(),
-        hints: false,
+        hints: 0,
+        external_ip: false,
+        proxy_mode: false,
     };
     sketches.insert(0, sketch);
     let mut fold = Fold::new(settings());

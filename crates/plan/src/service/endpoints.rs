@@ -26,17 +26,6 @@ pub struct Endpoint {
     pub for_zones: Vec<String>,
 }
 
-/// Why an endpoint gets no new connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LeftOut {
-    /// Not ready, and not draining either.
-    NotReady,
-    /// Draining, while others are ready.
-    Terminating,
-    /// Ready, and hinted to other nodes or zones.
-    Elsewhere,
-}
-
 /// The endpoints of a Service port by who may use them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Categories {
@@ -46,8 +35,6 @@ pub struct Categories {
     pub local: Vec<SocketAddr>,
     /// Whether any endpoint anywhere could serve.
     pub any: bool,
-    /// Endpoints that traffic policy Cluster does not use, and why.
-    pub left_out: Vec<(SocketAddr, LeftOut)>,
 }
 
 /// The endpoints in `slices` for the port of this name and protocol in one family, each address once.
@@ -124,16 +111,6 @@ pub fn categorize(endpoints: &[Endpoint], node: &NodeView) -> Categories {
         categories.local = addresses(local.filter(draining));
     }
     categories.any = !categories.cluster.is_empty() || !categories.local.is_empty();
-    for endpoint in endpoints {
-        if !categories.cluster.contains(&endpoint.address) {
-            let why = match (endpoint.ready, draining(&endpoint)) {
-                (true, _) => LeftOut::Elsewhere,
-                (false, true) => LeftOut::Terminating,
-                (false, false) => LeftOut::NotReady,
-            };
-            categories.left_out.push((endpoint.address, why));
-        }
-    }
     categories
 }
 
