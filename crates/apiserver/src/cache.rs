@@ -428,7 +428,7 @@ impl Cache {
             if !items.is_empty() {
                 items.put_u8(b',');
             }
-            items.put_slice(&object.json);
+            object::put_item(&mut items, &object.json);
         }
         let items = items.freeze();
         let mut all = self.joined.lock();

@@ -108,6 +108,24 @@ fn encode_as(object: &Value, stored: bool) -> Bytes {
     encoded.expect("a JSON value always encodes").into()
 }
 
+/// Adds an object's served bytes to a list's: without kind and apiVersion, which the list says for all of them
+/// (upstream: typed lists carry none on their items).
+pub(crate) fn put_item(list: &mut BytesMut, json: &[u8]) {
+    const MARK: &[u8] = b"\"metadata\":{";
+    let at = json.windows(MARK.len()).position(|window| window == MARK);
+    list.put_u8(b'{');
+    list.put_slice(&json[at.unwrap_or(1)..]);
+}
+
+/// An item of a list, as [`put_item`] writes it.
+pub(crate) fn as_item(mut object: Value) -> Value {
+    if let Some(map) = object.as_object_mut() {
+        map.remove("kind");
+        map.remove("apiVersion");
+    }
+    object
+}
+
 /// The bytes to serve: stored bytes with the resourceVersion.
 pub(crate) fn splice(stored: &[u8], revision: u64) -> Bytes {
     const MARK: &[u8] = b"\"metadata\":{";

@@ -90,6 +90,7 @@ async fn lists_come_in_chunks_of_one_snapshot() {
     };
     let whole = cluster.get(CONFIGMAPS).await;
     assert_eq!(names(&whole), ["a", "b", "c", "d", "e"]);
+    assert!(whole.body["items"][0].get("kind").is_none(), "the list says it for all");
     for _ in 0..3 {
         assert_eq!(
             cluster.get(CONFIGMAPS).await.body,
@@ -103,6 +104,7 @@ async fn lists_come_in_chunks_of_one_snapshot() {
     assert_eq!(names(&cluster.get(CONFIGMAPS).await).len(), 5);
     let first = cluster.get(&format!("{CONFIGMAPS}?limit=2")).await;
     assert_eq!(names(&first), ["a", "b"]);
+    assert!(first.body["items"][0].get("apiVersion").is_none(), "also in a chunk");
     assert_eq!(first.body["metadata"]["remainingItemCount"], 3);
     cluster.delete(&format!("{CONFIGMAPS}/c")).await;
     let token = first.body["metadata"]["continue"].as_str().unwrap();

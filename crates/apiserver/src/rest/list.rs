@@ -14,7 +14,7 @@ use crate::cache::{Cache, Object, Snapshot, list_prefix};
 use crate::negotiate::Form;
 use crate::options::{Continue, ListOptions, Match, expired_continue, too_large, too_old};
 use crate::registry::api_version;
-use crate::{Body, convert, reply, table};
+use crate::{Body, convert, object, reply, table};
 
 /// How long a request waits for a revision that is not there yet.
 pub(super) const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -51,7 +51,8 @@ pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>, Status
     match context.accept.form {
         Form::Plain if plain => Ok(reply::json_bytes(StatusCode::OK, concatenate(resource, &page))),
         Form::Plain => {
-            let items = values(resource, &page);
+            let items: Vec<Value> =
+                values(resource, &page).into_iter().map(object::as_item).collect();
             let list = json!({"kind": format!("{}List", resource.kind), "apiVersion": api_version(resource),
                 "metadata": list_meta(&page), "items": items});
             Ok(reply::value(StatusCode::OK, context.accept, &list))
@@ -210,7 +211,7 @@ fn concatenate(resource: &Resource, page: &Page) -> Bytes {
         if index > 0 {
             list.put_u8(b',');
         }
-        list.put_slice(&item.json);
+        object::put_item(&mut list, &item.json);
     }
     list.put_slice(b"]}");
     list.freeze()

@@ -163,7 +163,7 @@ pub(super) async fn delete_collection(
         let (namespace, name) =
             (object::meta_str(&item, "namespace"), object::meta_str(&item, "name"));
         match context.registry.delete(context.user, resource, namespace, name, &options).await {
-            Ok(written) => items.push(Value::clone(&written.object)),
+            Ok(written) => items.push(object::as_item(Value::clone(&written.object))),
             // Somebody else deleted it first.
             Err(error) if error.reason == api::Reason::NotFound => {}
             Err(error) => return Err(error),
