@@ -2,6 +2,8 @@
 
 mod strategic;
 
+pub use strategic::go_text;
+
 use serde_json::Value;
 
 use crate::schema::table;

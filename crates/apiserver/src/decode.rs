@@ -204,7 +204,7 @@ fn go_name(value: &Value) -> &'static str {
     }
 }
 
-/// A patched object, checked against its resource; the patch is named in errors.
+/// A patched object, checked against its resource; errors name the patch and show it as `shown` writes it.
 ///
 /// # Errors
 /// 422 in upstream's words.
@@ -212,9 +212,10 @@ pub(crate) fn check_patched(
     resource: &Resource,
     patched: &Value,
     validation: FieldValidation,
+    shown: impl Fn() -> String,
 ) -> Result<Vec<String>, StatusError> {
     let invalid = |why: &str| {
-        let error = FieldError::invalid("patch", &Value::from(patched.to_string()), why);
+        let error = FieldError::invalid("patch", &Value::from(shown()), why);
         StatusError::invalid("", "", "", &[error])
     };
     let expected = api_version(resource);

@@ -388,6 +388,17 @@ async fn bad_requests_are_refused_in_upstreams_words() {
         (201, "299 - \"unknown field \\\"bogus\\\"\"")
     );
     assert_eq!(warned.body["bogus"], Value::Null);
+    let patch = json!({"bogus": [1], "data": {"b": null, "a": "x"}}).to_string();
+    let strategic = [("content-type", "application/strategic-merge-patch+json")];
+    let path = format!("{CONFIGMAPS}/a?fieldValidation=Strict");
+    let refused = cluster.call("PATCH", &path, &strategic, patch).await;
+    assert_eq!(
+        (refused.code, message(&refused)),
+        (
+            422,
+            " \"\" is invalid: patch: Invalid value: \"map[bogus:[1] data:map[a:x b:<nil>]]\": strict decoding error: unknown field \"bogus\""
+        )
+    );
 }
 
 #[tokio::test]

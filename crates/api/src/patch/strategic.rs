@@ -209,8 +209,9 @@ fn check_order(
     ))
 }
 
-/// A value as Go's `%v` prints it.
-fn go_text(value: &Value) -> String {
+/// A value as Go's `%v` prints it, which is how errors show a patch.
+#[must_use]
+pub fn go_text(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".to_owned(),
         Value::String(text) => text.clone(),

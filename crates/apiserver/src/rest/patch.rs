@@ -88,6 +88,14 @@ impl Patch {
         Ok(Self { kind, value, force: query.flag("force") })
     }
 
+    /// What an error about the patched object shows: for a strategic merge the patch as Go prints it, else the object.
+    fn shown(&self, patched: &Value) -> String {
+        match self.kind {
+            Kind::Strategic => api::patch::go_text(&self.value),
+            Kind::Json | Kind::Merge | Kind::Apply => patched.to_string(),
+        }
+    }
+
     /// The patched object, for the patches that need nothing but the object.
     ///
     /// # Errors
@@ -137,7 +145,7 @@ pub(super) async fn patch(
     }
     let change = |old: &Value| {
         let new = patch.onto(context, old)?;
-        warnings = decode::check_patched(context.resource, &new, validation)?;
+        warnings = decode::check_patched(context.resource, &new, validation, || patch.shown(&new))?;
         check_patched_name(context, &new)?;
         Ok(new)
     };
@@ -167,11 +175,11 @@ async fn apply(
     let resource = context.resource;
     let mut applied = patch.value.clone();
     prepare_applied(context, &mut applied)?;
-    let warnings = decode::check_patched(resource, &applied, validation).map_err(|error| {
-        match error.reason {
-            Reason::Invalid => StatusError::bad_request(strict_cause(&error)),
-            _ => error,
-        }
+    let shown = || applied.to_string();
+    let checked = decode::check_patched(resource, &applied, validation, shown);
+    let warnings = checked.map_err(|error| match error.reason {
+        Reason::Invalid => StatusError::bad_request(strict_cause(&error)),
+        _ => error,
     })?;
     let door = target.subresource.map_or("", Subresource::name);
     let merge = |live: Option<&Value>| {
