@@ -5,6 +5,7 @@ pub mod decide;
 pub mod dns;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod explain;
 pub mod gc;
 pub mod loadbalancer;
 pub mod namespaces;

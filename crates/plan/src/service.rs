@@ -50,6 +50,16 @@ impl Protocol {
         }
     }
 
+    /// The API's word.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+
     /// The number in the IP header.
     #[must_use]
     pub const fn number(self) -> u8 {

@@ -1,0 +1,70 @@
+//! Golden cases of the words: objects and questions in, explanations out.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use api::Name;
+
+use super::{Cluster, Facts, Held, Listener, Manifests, Question, explain};
+
+/// Facts of nodes as a case's file has them.
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Known {
+    kernels: BTreeMap<String, Held>,
+    listeners: BTreeMap<String, Vec<Listener>>,
+}
+
+fn cluster(text: &str) -> Cluster {
+    let base = Cluster {
+        domain: "cluster.local".to_owned(),
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+        ..Cluster::default()
+    };
+    let mut manifests = Manifests::over(base, "default");
+    for document in text.split("\n---\n") {
+        manifests.add(serde_saphyr::from_str(document).unwrap()).unwrap();
+    }
+    manifests.cluster().unwrap()
+}
+
+fn facts(case: &Path) -> Facts {
+    let Ok(text) = fs::read_to_string(case.join("facts.yaml")) else { return Facts::default() };
+    let known: Known = serde_saphyr::from_str(&text).unwrap();
+    let name = |text: &str| {
+        let (namespace, name) = text.split_once('/').unwrap();
+        Name::new(namespace, name)
+    };
+    let listeners = known.listeners.into_iter();
+    Facts {
+        kernels: known.kernels.into_iter().map(|(node, held)| (node, Ok(held))).collect(),
+        listeners: listeners.map(|(pod, all)| (name(&pod), Ok(all))).collect(),
+    }
+}
+
+#[test]
+fn cases_are_explained_as_reviewed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/explain");
+    for case in fs::read_dir(folder).unwrap() {
+        let case = case.unwrap().path();
+        let cluster = cluster(&fs::read_to_string(case.join("objects.yaml")).unwrap());
+        let facts = facts(&case);
+        let questions = fs::read_to_string(case.join("questions.txt")).unwrap();
+        let mut told = String::new();
+        for line in questions.lines().filter(|line| !line.is_empty()) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let mut question = Question::parse(words[0], words[1], "default").unwrap();
+            question.node = words.get(2).map(ToString::to_string);
+            let explanation = explain(&cluster, &question, &facts);
+            writeln!(told, "$ rhumb explain {line}\n{}", explanation.text()).unwrap();
+        }
+        let expected = case.join("explained.txt");
+        if std::env::var_os("BLESS").is_some() {
+            fs::write(&expected, &told).unwrap();
+        }
+        let expected = fs::read_to_string(&expected).unwrap_or_default();
+        assert_eq!(told, expected, "{}; BLESS=1 rewrites", case.display());
+    }
+}
