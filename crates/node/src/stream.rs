@@ -1,10 +1,12 @@
-//! The kubelet's HTTPS API: logs, exec, attach, port-forward and the list of pods, for the API server.
+//! The kubelet's HTTPS API: logs, exec, attach, port-forward and the list of pods, for the API server; and what
+//! `rhumb explain` asks a node.
 //!
 //! Upstream counterpart: `pkg/kubelet/server`. The TLS configuration asks for and verifies the API server's client
 //! certificate, so whoever gets through may ask everything.
 
 mod command;
 mod forward;
+mod inspect;
 mod logs;
 mod mux;
 mod query;
@@ -137,7 +139,13 @@ async fn serve<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, sh
     let shutdown = shared.shutdown.clone();
     let service = service_fn(|request| {
         let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(respond(&shared, request)) }
+        async move {
+            let path = request.uri().path();
+            if path.starts_with(inspect::ROOT) && request.method() == Method::GET {
+                return Ok::<_, Infallible>(inspect(shared, request).await);
+            }
+            Ok(respond(&shared, request))
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -208,6 +216,16 @@ fn respond(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
         }
         _ => plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
     }
+}
+
+/// What `rhumb explain` asks: the kernel's answer takes a while, so others are not kept waiting for it.
+async fn inspect(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+    let answer = tokio::task::spawn_blocking(move || {
+        let query = Query::parse(request.uri().query().unwrap_or(""));
+        inspect::respond(&shared.handle, request.uri().path(), &query)
+    });
+    let broken = |_| plain(StatusCode::INTERNAL_SERVER_ERROR, "the answer broke off");
+    answer.await.unwrap_or_else(broken)
 }
 
 fn pods(handle: &KubeletHandle) -> Response<Body> {

@@ -31,6 +31,8 @@ enum Command {
     Down(Down),
     /// Show nodes, parts, addresses, and what is not well and why
     Status(Which),
+    /// Explain what happens to a packet: name, address, rules, endpoints, NAT, route, kernel, listener
+    Explain(Box<crate::explain::Explain>),
     /// Print the path of the cluster's kubeconfig
     Kubeconfig(KubeconfigArgs),
     /// Run one node, or change the nodes of a cluster on this machine
@@ -271,6 +273,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Up(args) => up::run(&args),
         Command::Down(args) => down::run(&args),
         Command::Status(which) => status::run(&which),
+        Command::Explain(args) => return ended(crate::explain::run(&args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Node(node) => match node.command {
             Some(command) => nodes::run(&command),
@@ -287,4 +290,12 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// For commands whose answer is an exit code; one that has no answer ends with 2.
+fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        crate::progress::fail(&error);
+        ExitCode::from(2)
+    })
 }

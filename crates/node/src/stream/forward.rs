@@ -1,7 +1,9 @@
-//! `/portForward`: connections into a pod, over SPDY or over SPDY's frames in WebSocket messages.
+//! `/portForward`: connections into a pod, over SPDY, over SPDY's frames in WebSocket messages, or over channels of such.
 //!
 //! Upstream counterpart: `k8s.io/kubelet/pkg/cri/streaming/portforward`, and `k8s.io/apiserver/pkg/util/proxy` for the
 //! tunnel in a WebSocket, which upstream's API server undoes and ours leaves to the node.
+
+mod channels;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,6 +26,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
 use super::mux::{Connection, STATUS_PROTOCOL, Stream};
+use super::query::Query;
 use super::upgrade::{Io, Wanted, part, refused, web_socket};
 use super::{Body, Place, Shared, plain};
 
@@ -78,18 +81,29 @@ pub(super) fn start(
     let Some(upgrade) = Wanted::of(request.headers()) else {
         return plain(StatusCode::BAD_REQUEST, "Upgrade request required");
     };
-    let ours = match upgrade {
-        Wanted::Spdy => PROTOCOL,
-        Wanted::WebSocket => TUNNEL,
+    let ours: &[&str] = match upgrade {
+        Wanted::Spdy => &[PROTOCOL],
+        Wanted::WebSocket => &[TUNNEL, channels::PROTOCOL],
     };
     let offers = upgrade.offers(request.headers());
-    if !offers.contains(&ours) {
-        return refused(&offers, &[ours]);
-    }
-    upgrade.accept(request, ours, move |io| async move {
+    let Some(protocol) = ours.iter().copied().find(|one| offers.contains(one)) else {
+        return refused(&offers, ours);
+    };
+    // The other protocols name their ports as they go.
+    let named = channels::ports(&Query::parse(request.uri().query().unwrap_or("")));
+    let ports = match named {
+        Err(text) if protocol == channels::PROTOCOL => {
+            return plain(StatusCode::BAD_REQUEST, &text);
+        }
+        named => named.unwrap_or_default(),
+    };
+    upgrade.accept(request, protocol, move |io| async move {
         let carried = async {
             match upgrade {
                 Wanted::Spdy => serve(Connection::open(io), target).await,
+                Wanted::WebSocket if protocol == channels::PROTOCOL => {
+                    channels::serve(io, ports, target).await;
+                }
                 Wanted::WebSocket => {
                     let (near, far) = tokio::io::duplex(TUNNEL_BYTES);
                     tokio::join!(tunnel(io, far), serve(Connection::open(near), target));

@@ -41,7 +41,11 @@ fn serve_one(
 
 /// Sends a request and reads the head of the answer.
 async fn ask(io: &mut DuplexStream, headers: &str) -> String {
-    let request = format!("POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n{headers}\r\n");
+    ask_at(io, "/", headers).await
+}
+
+async fn ask_at(io: &mut DuplexStream, path: &str, headers: &str) -> String {
+    let request = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n{headers}\r\n");
     io.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -211,6 +215,46 @@ async fn ports_are_forwarded_into_the_pods_namespace() {
         let mut io = server();
         let refused = ask(&mut io, "Upgrade: SPDY/3.1\r\n").await;
         assert!(refused.starts_with("http/1.1 403"), "{refused}");
+    };
+    let done = tokio::time::timeout(TIMEOUT, checks).await;
+    netns::delete(&path).unwrap();
+    done.unwrap();
+}
+
+#[tokio::test]
+async fn ports_are_forwarded_over_channels() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pod");
+    let port = pod(&path).await;
+    let target = Target { pod: "web".into(), uid: "u1".into(), netns: Some(path.clone()) };
+    let head = format!("{WEB_SOCKET}Sec-WebSocket-Protocol: v4.channel.k8s.io\r\n");
+    let server = || {
+        let target = target.clone();
+        serve_one(move |request| forward::start(target.clone(), request, CancellationToken::new()))
+    };
+    let checks = async {
+        let refused = ask(&mut server(), &head).await;
+        assert!(refused.starts_with("http/1.1 400"), "{refused}");
+        let mut io = server();
+        let answer = ask_at(&mut io, &format!("/?port={port}&port=1"), &head).await;
+        assert!(answer.contains("sec-websocket-protocol: v4.channel.k8s.io"), "{answer}");
+        let mut socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
+        let mut heard: std::collections::BTreeMap<u8, Vec<u8>> = Default::default();
+        for part in [&b"\0hello"[..], b"\x02lost", b"\0 pod", b""] {
+            socket.send(Message::Binary(part.into())).await.unwrap();
+        }
+        while heard.get(&0).is_none_or(|data| data.len() < 11)
+            || heard.get(&3).is_none_or(|data| data.len() < 3)
+        {
+            let Message::Binary(part) = socket.next().await.unwrap().unwrap() else { continue };
+            heard.entry(part[0]).or_default().extend_from_slice(&part[1..]);
+        }
+        let number = port.to_le_bytes();
+        assert_eq!(heard[&0], [&number[..], b"hello pod"].concat());
+        assert_eq!((&heard[&1][..], &heard[&2][..]), (&number[..], &[1, 0][..]));
+        assert!(heard[&3].starts_with(b"\x01\0error forwarding port 1 to pod web, uid u1: "));
+        socket.close(None).await.unwrap();
+        while socket.next().await.is_some_and(|message| message.is_ok()) {}
     };
     let done = tokio::time::timeout(TIMEOUT, checks).await;
     netns::delete(&path).unwrap();

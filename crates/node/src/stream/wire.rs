@@ -148,7 +148,8 @@ pub(super) async fn over_web_socket<F: Future<Output = ()>>(
     part(sink, source).await;
 }
 
-fn message(channel: u8, data: &[u8]) -> Message {
+/// A message on a channel.
+pub(super) fn message(channel: u8, data: &[u8]) -> Message {
     let mut all = Vec::with_capacity(data.len() + 1);
     all.push(channel);
     all.extend_from_slice(data);
