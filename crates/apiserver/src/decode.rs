@@ -89,6 +89,9 @@ impl<'a> Expected<'a> {
     }
 }
 
+/// Kinds that are also taken in a former version with the same fields: `kubectl drain` before 1.22 evicts with it.
+const FORMER: [(&str, &str, &str); 1] = [("Eviction", "policy/v1", "policy/v1beta1")];
+
 /// Decodes a body and checks it against the expected kind.
 ///
 /// # Errors
@@ -111,7 +114,8 @@ pub(crate) fn object(
     };
     let named = |field: &str| map.get(field).and_then(Value::as_str).unwrap_or("").to_owned();
     let (version, kind) = (named("apiVersion"), named("kind"));
-    if !version.is_empty() && version != wanted {
+    let is_former = FORMER.contains(&(expected.kind, &wanted, &version));
+    if !version.is_empty() && version != wanted && !is_former {
         return Err(StatusError::bad_request(format!(
             "the API version in the data ({version}) does not match the expected API version ({wanted})"
         )));

@@ -426,6 +426,12 @@ async fn scale_and_eviction_are_doors_of_their_own() {
         cluster.post(&format!("{PODS}/a/eviction"), json!({"metadata": {"name": "a"}})).await;
     assert_eq!(evicted.code, 201, "{evicted:?}");
     assert_eq!(cluster.get(&format!("{PODS}/a")).await.code, 404);
+
+    cluster.post(PODS, pod("b")).await;
+    let former =
+        json!({"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": "b"}});
+    let evicted = cluster.post(&format!("{PODS}/b/eviction"), former).await;
+    assert_eq!(evicted.code, 201, "{evicted:?}");
 }
 
 #[tokio::test]
