@@ -156,8 +156,16 @@ fn clean_hops(headers: &mut HeaderMap) {
 fn wants_slash(request: &Request<Body>) -> bool {
     let page =
         [Method::GET, Method::HEAD].contains(request.method()) && !is_upgrade(request.headers());
-    page && request.uri().path().ends_with("/proxy")
-        && request.uri().path().matches('/').count() > 4
+    page && is_root(request.uri().path())
+}
+
+/// Whether nothing follows the `proxy` of the API's own path; what is asked of the target may end in that word too.
+fn is_root(path: &str) -> bool {
+    let pieces: Vec<&str> = path.split('/').collect();
+    matches!(
+        pieces[..],
+        ["", "api", _, "nodes", _, "proxy"] | ["", "api", _, "namespaces", _, _, _, "proxy"]
+    )
 }
 
 fn moved(uri: &Uri) -> Response<Body> {
