@@ -167,6 +167,14 @@ fn of_agent(
         .filter(|pair| !pair.is_empty() && !pair.starts_with("container="))
         .map(str::to_owned)
         .collect();
+    if part == Subresource::PortForward {
+        // The agent's own name of the option.
+        for pair in &mut pairs {
+            if let Some(ports) = pair.strip_prefix("ports=") {
+                *pair = format!("port={ports}");
+            }
+        }
+    }
     if matches!(part, Subresource::Exec | Subresource::Attach) {
         // The agent's own names of these options.
         for (option, own) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error")] {
