@@ -43,11 +43,7 @@ pub(super) struct Stream {
 
 impl Stream {
     /// A stream of something else than SPDY: `data` is what comes, `frames` takes what goes.
-    pub(super) fn over(
-        id: u32,
-        data: mpsc::Receiver<Bytes>,
-        frames: mpsc::Sender<Frame>,
-    ) -> Self {
+    pub(super) fn over(id: u32, data: mpsc::Receiver<Bytes>, frames: mpsc::Sender<Frame>) -> Self {
         Self { id, headers: Headers::new(), data, writer: Writer { id, frames } }
     }
 

@@ -45,7 +45,8 @@ async fn ask(io: &mut DuplexStream, headers: &str) -> String {
 }
 
 async fn ask_at(io: &mut DuplexStream, path: &str, headers: &str) -> String {
-    let request = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n{headers}\r\n");
+    let request =
+        format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n{headers}\r\n");
     io.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
