@@ -220,6 +220,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_the_root_of_a_target_is_moved() {
+        assert!(super::is_root("/api/v1/nodes/n1/proxy"));
+        assert!(super::is_root("/api/v1/namespaces/a/services/b:80/proxy"));
+        assert!(!super::is_root("/api/v1/nodes/n1/proxy/"));
+        assert!(!super::is_root("/api/v1/nodes/n1/proxy/config/proxy"));
+        assert!(!super::is_root("/api/v1/namespaces/a/pods/b/proxy/x/proxy"));
+    }
+
+    #[test]
     fn credentials_and_hops_stay_here() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
