@@ -4,9 +4,7 @@ use serde_json::{Value, json};
 
 /// A new object has no status yet, and generation 1 if it has a spec.
 pub fn create(object: &mut Value) {
-    if let Some(fields) = object.as_object_mut() {
-        fields.remove("status");
-    }
+    plain_create(object);
     if object.get("spec").is_some() {
         object["metadata"]["generation"] = 1.into();
     }
@@ -22,9 +20,34 @@ pub fn update(new: &mut Value, old: &Value) {
 
 /// As `create`, of a kind that counts no generations.
 pub fn plain_create(object: &mut Value) {
+    let status = blank_status(object["kind"].as_str().unwrap_or_default());
     if let Some(fields) = object.as_object_mut() {
         fields.remove("status");
+        status.map(|status| fields.insert("status".to_owned(), status));
     }
+}
+
+/// What upstream's types write of a status that nothing is known of: clients read its fields right after creation.
+fn blank_status(kind: &str) -> Option<Value> {
+    Some(match kind {
+        "Deployment" | "Job" | "CronJob" => json!({}),
+        "Ingress" => json!({"loadBalancer": {}}),
+        "ReplicaSet" | "ReplicationController" => json!({"replicas": 0}),
+        "StatefulSet" => json!({"availableReplicas": 0, "replicas": 0}),
+        "DaemonSet" => json!({
+            "currentNumberScheduled": 0,
+            "desiredNumberScheduled": 0,
+            "numberMisscheduled": 0,
+            "numberReady": 0,
+        }),
+        "PodDisruptionBudget" => json!({
+            "currentHealthy": 0,
+            "desiredHealthy": 0,
+            "disruptionsAllowed": 0,
+            "expectedPods": 0,
+        }),
+        _ => return None,
+    })
 }
 
 /// A kind without a status whose generation counts all changes but those of metadata.
@@ -206,6 +229,16 @@ mod tests {
         let mut new = json!({"metadata": {"generation": 1}, "endpoints": [1]});
         counted_update(&mut new, &slice);
         assert_eq!(new["metadata"]["generation"], 2);
+    }
+
+    #[test]
+    fn a_new_object_has_a_status_that_says_nothing() {
+        let mut set = json!({"kind": "ReplicaSet", "spec": {}, "status": {"replicas": 7}});
+        create(&mut set);
+        assert_eq!(set["status"], json!({"replicas": 0}));
+        let mut policy = json!({"kind": "NetworkPolicy", "spec": {}, "status": {}});
+        create(&mut policy);
+        assert_eq!(policy.get("status"), None);
     }
 
     #[test]
