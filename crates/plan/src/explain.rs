@@ -4,6 +4,7 @@
 //! here it is told. What only a node knows (what its kernel holds, who listens) comes as [`Facts`], if anybody asked.
 
 mod ask;
+mod change;
 mod endpoints;
 mod exposed;
 mod files;
@@ -28,6 +29,8 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 pub use ask::{AskError, From, PortRef, Question, To};
+pub use change::{Difference, Lost, Moved, difference};
+pub use exposed::{Exposure, exposed};
 pub use files::{FilesError, Manifests, UNPLACED};
 pub use kernel::{Frontend, Held, Listener};
 pub use words::{Line, Tone};
@@ -157,6 +160,8 @@ pub enum Sees {
     NoName,
     /// Nothing is sent: there is no such client.
     NoClient,
+    /// A kernel does not hold what is planned.
+    Unsure,
 }
 
 /// A question and its answer in the name's lookup.
@@ -344,9 +349,19 @@ pub struct Wanted {
 #[must_use]
 pub fn explain(cluster: &Cluster, question: &Question, facts: &Facts) -> Explanation {
     let mut chain = Chain { cluster, facts, steps: Vec::new(), wanted: Wanted::default() };
-    let (client_sees, verdict) = match chain.run(question) {
+    let (mut client_sees, mut verdict) = match chain.run(question) {
         Ok(end) | Err(end) => end,
     };
+    let differs = chain.steps.iter().find_map(|step| match step {
+        Step::Kernel { node, agrees: Some(false), .. } => Some(node),
+        _ => None,
+    });
+    if let Some(node) = differs {
+        client_sees = Sees::Unsure;
+        verdict = format!(
+            "What is planned is this: {verdict} But node {node} holds something else, so what happens may differ until its agent has put that right."
+        );
+    }
     Explanation {
         from: question.from.to_string(),
         to: format!("{}, {}", question.to, question.protocol.word()),

@@ -33,6 +33,10 @@ enum Command {
     Status(Which),
     /// Explain what happens to a packet: name, address, rules, endpoints, NAT, route, kernel, listener
     Explain(Box<crate::explain::Explain>),
+    /// Show what manifests would change for packets, before they are applied
+    Plan(Box<crate::plan::Plan>),
+    /// Show every address and port that answers from outside
+    Exposed(Box<crate::exposed::Exposed>),
     /// Print the path of the cluster's kubeconfig
     Kubeconfig(KubeconfigArgs),
     /// Run one node, or change the nodes of a cluster on this machine
@@ -274,6 +278,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Down(args) => down::run(&args),
         Command::Status(which) => status::run(&which),
         Command::Explain(args) => return ended(crate::explain::run(&args)),
+        Command::Plan(args) => crate::plan::run(&args),
+        Command::Exposed(args) => crate::exposed::run(&args),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Node(node) => match node.command {
             Some(command) => nodes::run(&command),

@@ -13,7 +13,20 @@ const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
 
 /// The cluster when the manifests are applied to `base`; `-` is the standard input.
 pub(crate) fn over(base: Cluster, paths: &[PathBuf], namespace: &str) -> Result<Cluster> {
-    let mut manifests = Manifests::over(base, namespace);
+    add(Manifests::over(base, namespace), paths)
+}
+
+/// The same, when the only node is called `node` should the manifests have none.
+pub(crate) fn on_node(
+    base: Cluster,
+    paths: &[PathBuf],
+    namespace: &str,
+    node: &str,
+) -> Result<Cluster> {
+    add(Manifests::over(base, namespace).on_node(node), paths)
+}
+
+fn add(mut manifests: Manifests, paths: &[PathBuf]) -> Result<Cluster> {
     for path in paths {
         for file in files(path)? {
             let text = read(&file)?;

@@ -24,6 +24,8 @@ use crate::podfacts;
 const PODS: [u8; 4] = [241, 0, 0, 0];
 /// Stand-ins for addresses of Services.
 const SERVICES: [u8; 4] = [242, 0, 0, 0];
+/// A stand-in for the address of the node that is made up.
+const NODES: [u8; 4] = [244, 0, 0, 0];
 /// Stand-ins for addresses of load balancers.
 const BALANCERS: [u8; 4] = [243, 0, 0, 0];
 /// Stand-ins for IPv6 addresses, of the discard-only prefix (RFC 6666).
@@ -61,6 +63,7 @@ pub struct Manifests {
     endpoints: api::Objects<api::core::Endpoints>,
     next: u32,
     nodes: Vec<String>,
+    stand_in: String,
 }
 
 impl Manifests {
@@ -75,7 +78,15 @@ impl Manifests {
             endpoints: api::Objects::new(),
             next,
             nodes: Vec::new(),
+            stand_in: UNPLACED.to_owned(),
         }
+    }
+
+    /// What the only node is called, should there be none.
+    #[must_use]
+    pub fn on_node(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.stand_in);
+        self
     }
 
     /// Adds an object, or the objects of a List. Kinds that no packet meets are passed over.
@@ -105,7 +116,10 @@ impl Manifests {
             (row.rules.default)(&mut object);
         }
         match kind.as_str() {
-            "Service" => insert(&mut self.cluster.services, &kind, object),
+            "Service" => {
+                self.keep_allocated(&mut object);
+                insert(&mut self.cluster.services, &kind, object)
+            }
             "EndpointSlice" => insert(&mut self.cluster.slices, &kind, object),
             "Endpoints" => insert(&mut self.endpoints, &kind, object),
             "Pod" => insert(&mut self.cluster.pods, &kind, object),
@@ -124,11 +138,48 @@ impl Manifests {
         }
     }
 
+    /// What the API server keeps when a Service is applied again without it: addresses, node ports, the status.
+    fn keep_allocated(&self, new: &mut Value) {
+        let name = Name::new(
+            new["metadata"]["namespace"].as_str().unwrap_or_default(),
+            new["metadata"]["name"].as_str().unwrap_or_default(),
+        );
+        let Some(old) = self.cluster.services.get(&name) else { return };
+        let old = serde_json::to_value(&**old).expect("objects encode");
+        let kind = new["spec"]["type"].as_str().unwrap_or("ClusterIP").to_owned();
+        if kind == "ExternalName" {
+            return;
+        }
+        for field in ["clusterIP", "clusterIPs", "ipFamilies"] {
+            if new["spec"][field].is_null() && new["spec"]["clusterIP"] != "None" {
+                new["spec"][field] = old["spec"][field].clone();
+            }
+        }
+        if kind == "LoadBalancer" && new["status"]["loadBalancer"]["ingress"].is_null() {
+            new["status"] = old["status"].clone();
+        }
+        if kind == "ClusterIP" {
+            return;
+        }
+        let held: Vec<Value> = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
+        for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+            let same = |held: &&Value| {
+                held["port"] == port["port"] && held["protocol"] == port["protocol"]
+            };
+            if let Some(held) = held.iter().find(same).filter(|_| port["nodePort"].is_null()) {
+                port["nodePort"] = held["nodePort"].clone();
+            }
+        }
+    }
+
     /// The cluster when all of it has been applied and has come to rest.
     ///
     /// # Errors
     /// When a workload's template is no pod.
     pub fn cluster(mut self) -> Result<Cluster, FilesError> {
+        if self.cluster.nodes.is_empty() {
+            self.add_node();
+        }
         self.nodes = self.cluster.nodes.keys().map(|name| name.name.to_string()).collect();
         for workload in std::mem::take(&mut self.workloads) {
             self.expand(&workload)?;
@@ -145,6 +196,16 @@ impl Manifests {
             self.cluster.pod_cidrs.push(ipnet::IpNet::new(v6, 64).expect("64 is a prefix of IPv6"));
         }
         Ok(self.cluster)
+    }
+
+    /// Endpoints are those of pods on nodes, and node ports answer on their addresses: there must be one.
+    fn add_node(&mut self) {
+        let address = self.invent(NODES).to_string();
+        let name = self.stand_in.clone();
+        let node = json!({ "metadata": { "name": name }, "status": {
+            "addresses": [{ "type": "InternalIP", "address": address }],
+            "conditions": [{ "type": "Ready", "status": "True" }] } });
+        insert(&mut self.cluster.nodes, "Node", node).expect("it is of a Node's shape");
     }
 
     /// The pods of a workload, in place of those that it has now.

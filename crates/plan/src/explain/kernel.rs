@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Chain, Cluster, Step};
 use crate::decide::Packet;
-use crate::proxy::{Fold, SetId, Snapshot};
+use crate::proxy::{FAMILIES, Fold, SetId, Settings, Snapshot};
 use crate::service::Protocol;
 
 /// An address and port where a Service answers.
@@ -120,16 +120,25 @@ fn text(fields: &[Field], bytes: &[u8]) -> String {
     shown
 }
 
+fn fold(cluster: &Cluster, settings: Settings) -> Fold {
+    let node = cluster.nodes.get(&api::Name::cluster(&settings.node)).map(Arc::clone);
+    let mut fold = Fold::new(settings);
+    let (services, slices) = (cluster.services.clone(), cluster.slices.clone());
+    fold.catch_up(&Snapshot { services, slices, node, ..Snapshot::default() });
+    fold
+}
+
+/// The whole rule set of the node of `settings`, in nft's words, both families.
+#[must_use]
+pub fn ruleset(cluster: &Cluster, settings: Settings) -> String {
+    let fold = fold(cluster, settings);
+    FAMILIES.map(|family| net::nft::render(&fold.table(family))).concat()
+}
+
 /// What the kernel of `node` should hold for a frontend.
 #[must_use]
 pub fn planned(cluster: &Cluster, node: &str, frontend: Frontend) -> Held {
-    let mut fold = Fold::new(cluster.settings(node));
-    fold.catch_up(&Snapshot {
-        services: cluster.services.clone(),
-        slices: cluster.slices.clone(),
-        node: cluster.nodes.get(&api::Name::cluster(node)).map(Arc::clone),
-        ..Snapshot::default()
-    });
+    let fold = fold(cluster, cluster.settings(node));
     let table = fold.table(Family::of(&frontend.address.ip()));
     let shares = SETS.into_iter().filter_map(|set| {
         let share = share(set, table.elements.get(set.name())?, frontend);

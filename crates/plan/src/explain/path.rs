@@ -54,7 +54,7 @@ impl Chain<'_> {
             if balancers.contains(&address) {
                 node = self.announcer(service, address);
                 words = match &node {
-                    Some(_) => format!("it announces {address}"),
+                    Some(_) => format!("it announces {}", self.cluster.address(address)),
                     None => "the load balancer chooses a node; this one is taken".to_owned(),
                 };
                 node = question.node.clone().or(node).or_else(|| self.some_node());
@@ -243,7 +243,7 @@ impl Chain<'_> {
             if target == node {
                 return Err(self.own_port(node, packet));
             }
-            let words = format!("{address} is its address, so it decides");
+            let words = format!("{} is its address, so it decides", self.cluster.address(address));
             self.steps.push(Step::Entry { node: target.clone(), words });
             let onward = Packet { from_node: false, ..*packet };
             return self.judge(&target, &onward, client);

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use api::Name;
 
-use super::{Cluster, Facts, Held, Listener, Manifests, Question, explain};
+use super::{Cluster, Facts, Held, Listener, Manifests, Question, difference, explain, exposed};
 
 /// Facts of nodes as a case's file has them.
 #[derive(Default, serde::Deserialize)]
@@ -23,6 +23,10 @@ fn cluster(text: &str) -> Cluster {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
         ..Cluster::default()
     };
+    over(base, text)
+}
+
+fn over(base: Cluster, text: &str) -> Cluster {
     let mut manifests = Manifests::over(base, "default");
     for document in text.split("\n---\n") {
         manifests.add(serde_saphyr::from_str(document).unwrap()).unwrap();
@@ -60,11 +64,31 @@ fn cases_are_explained_as_reviewed() {
             let explanation = explain(&cluster, &question, &facts);
             writeln!(told, "$ rhumb explain {line}\n{}", explanation.text()).unwrap();
         }
-        let expected = case.join("explained.txt");
-        if std::env::var_os("BLESS").is_some() {
-            fs::write(&expected, &told).unwrap();
-        }
-        let expected = fs::read_to_string(&expected).unwrap_or_default();
-        assert_eq!(told, expected, "{}; BLESS=1 rewrites", case.display());
+        reviewed(&case.join("explained.txt"), &told);
+        let open = serde_json::to_string_pretty(&exposed(&cluster)).unwrap();
+        reviewed(&case.join("exposed.json"), &open);
+        let Ok(after) = fs::read_to_string(case.join("after.yaml")) else { continue };
+        let found = difference(&cluster, &over(cluster.clone(), &after));
+        let found = serde_json::to_string_pretty(&found).unwrap();
+        reviewed(&case.join("difference.json"), &found);
+    }
+}
+
+fn reviewed(file: &Path, told: &str) {
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(file, told).unwrap();
+    }
+    let expected = fs::read_to_string(file).unwrap_or_default();
+    assert_eq!(told, expected, "{}; BLESS=1 rewrites", file.display());
+}
+
+#[test]
+fn the_same_manifests_again_change_nothing() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/explain");
+    for case in fs::read_dir(folder).unwrap() {
+        let text = fs::read_to_string(case.unwrap().path().join("objects.yaml")).unwrap();
+        let cluster = cluster(&text);
+        let found = difference(&cluster, &over(cluster.clone(), &text));
+        assert!(found.is_empty(), "{found:?}");
     }
 }

@@ -49,7 +49,7 @@ impl Explanation {
             Sees::Refused => " The client sees: connection refused.",
             Sees::Silence => " The client sees: a timeout.",
             Sees::NoName => " The client sees: no such host.",
-            Sees::Answer | Sees::Mixed | Sees::Outside | Sees::NoClient => "",
+            _ => "",
         };
         Line { label: "", text: format!("{}{sees}", self.verdict), tone }
     }
