@@ -379,8 +379,14 @@ fn cidrs(list: &At<'_>) -> Vec<FieldError> {
 /// Checks a changed ServiceCIDR.
 pub(crate) fn update_service_cidr(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = meta::update(new, old);
-    let list = |object| At::root(object).get("spec.cidrs");
-    errors.extend(immutable(&list(new), &list(old)));
+    let (after, before) = (At::root(new).get("spec.cidrs"), At::root(old).get("spec.cidrs"));
+    let (now, was) = (after.items().count(), before.items().count());
+    // A second family may be added; nothing else changes the number.
+    if now == was || (now, was) == (2, 1) {
+        errors.extend(after.items().zip(before.items()).filter_map(|(a, b)| immutable(&a, &b)));
+    } else {
+        errors.extend(immutable(&after, &before));
+    }
     errors
 }
 

@@ -35,7 +35,9 @@ fn selector_and_template(spec: &At<'_>, kind: &str, empty: &str) -> Vec<FieldErr
         )),
         Ok(parsed) => {
             let labels = template.get("metadata.labels");
-            if !parsed.is_empty() && !parsed.matches_value(labels.value) {
+            // A selector that is not there selects nothing; one that is empty selects everything.
+            let matches = parsed.is_empty() || parsed.matches_value(labels.value);
+            if !selector.is_set() || !matches {
                 errors.push(labels.invalid(MISMATCH));
             }
             errors.extend(pod::template(&template));

@@ -67,7 +67,10 @@ impl Allocator {
         let extra =
             given.as_array().into_iter().flatten().skip(chosen.len()).filter_map(Value::as_str);
         let chosen: Vec<String> = chosen.iter().cloned().chain(extra.map(str::to_owned)).collect();
-        service["spec"]["clusterIP"] = chosen.first().map_or("", String::as_str).into();
+        // One that is named and differs from the list is left to validation.
+        if service["spec"]["clusterIP"].as_str().unwrap_or("").is_empty() {
+            service["spec"]["clusterIP"] = chosen.first().map_or("", String::as_str).into();
+        }
         service["spec"]["clusterIPs"] = json!(chosen);
         Ok(())
     }
