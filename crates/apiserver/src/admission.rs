@@ -18,9 +18,7 @@ use serde_json::Value;
 
 use crate::Registry;
 use crate::auth::{self, User};
-use crate::lookup::{
-    CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, ENDPOINTS, PODS, ROLE_BINDINGS, ROLES, text,
-};
+use crate::lookup::{CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, PODS, ROLE_BINDINGS, ROLES, text};
 pub(crate) use services::Taken;
 
 /// What a request does to the object.
@@ -72,13 +70,12 @@ pub async fn admit(
     registry: &Registry,
     request: Request<'_>,
     new: &mut Value,
-) -> Result<Vec<String>, StatusError> {
+) -> Result<(), StatusError> {
     let cache = registry.cache();
-    let mut warnings = Vec::new();
     namespaces::admit(cache, &request, new)?;
     nodes::admit(cache, &request, new)?;
     if request.operation == Operation::Delete {
-        return Ok(warnings);
+        return Ok(());
     }
     if PODS.is(request.resource) && request.creates() {
         limits::complete(cache, &request, new)?;
@@ -98,13 +95,7 @@ pub async fn admit(
     if request.creates() {
         quota::check(cache, &request, new)?;
     }
-    if ENDPOINTS.is(request.resource) {
-        warnings.push(
-            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
-                .to_owned(),
-        );
-    }
-    Ok(warnings)
+    Ok(())
 }
 
 /// 403 whose message stands alone.

@@ -19,6 +19,9 @@ pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 /// Largest request body in bytes: etcd's request limit doubled, as upstream's `MaxRequestBodyBytes`.
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 
+/// How much of an unwanted request body is read, in bytes: what arrives in HTTP/2's first window.
+const DISCARD_BYTES_MAX: usize = 64 * 1024;
+
 /// A body of known content.
 pub fn full_body(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
@@ -79,6 +82,19 @@ pub async fn read_body(body: Body) -> Result<Bytes, StatusError> {
         }
     }
     Ok(read.freeze())
+}
+
+/// Reads what a client has sent of a body that nobody wants: HTTP/2 resets a stream whose body is left unread, and some
+/// clients then lose the answer.
+pub(crate) async fn discard(mut body: Body) {
+    let mut left = DISCARD_BYTES_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        if bytes >= left {
+            return;
+        }
+        left -= bytes;
+    }
 }
 
 /// The 413 of a body over the limit.

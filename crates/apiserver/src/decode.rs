@@ -47,8 +47,9 @@ impl FieldValidation {
 pub(crate) fn dry_run(query: &Query, options: &str) -> Result<bool, StatusError> {
     match query.all("dryRun").find(|value| *value != "All") {
         None => Ok(query.has("dryRun")),
-        Some(other) => {
-            let error = FieldError::unsupported("dryRun", &other.into(), &["All"]);
+        Some(_) => {
+            let given: Value = query.all("dryRun").collect();
+            let error = FieldError::unsupported("dryRun", &given, &["All"]);
             Err(StatusError::invalid("meta.k8s.io", options, "", &[error]))
         }
     }
@@ -122,8 +123,13 @@ pub(crate) fn object(
     }
     if !kind.is_empty() && kind != expected.kind {
         let (own, version) = (expected.kind, expected.version);
+        // Upstream converts to its internal type, whose package is named for the group.
+        let package = match expected.group.split('.').next() {
+            None | Some("") => "core",
+            Some(package) => package,
+        };
         return Err(StatusError::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {own}: converting ({version}.{kind}) to ({version}.{own}): unknown conversion"
+            "{kind} in version {version:?} cannot be handled as a {own}: converting ({version}.{kind}) to ({package}.{own}): unknown conversion"
         )));
     }
     map.insert("apiVersion".to_owned(), wanted.into());
@@ -172,7 +178,12 @@ fn parse(content: Content, body: &Bytes, kind: &str) -> Result<(Value, Vec<Strin
 pub(crate) fn yaml(body: &[u8]) -> Result<Value, String> {
     let text = std::str::from_utf8(body).map_err(|error| error.to_string())?;
     let options = serde_saphyr::options! { legacy_octal_numbers: true };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        // The lines below the first show the place in the text.
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default();
+        line.strip_prefix("error: ").unwrap_or(line).to_owned()
+    })
 }
 
 fn unrecognized(kind: &str, why: &str, body: &[u8]) -> StatusError {

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use crate::request::RequestInfo;
+use crate::request::{Query, RequestInfo};
 use crate::select::Selector;
 
 /// `resourceVersionMatch`.
@@ -66,16 +66,14 @@ impl ListOptions {
             selector: Selector::parse(info, resource)?,
             revision,
             matching,
-            limit: query.get("limit").parse().unwrap_or(0),
+            limit: usize::try_from(integer(query, "limit")?).unwrap_or(0),
             start: match query.get("continue") {
                 "" => None,
                 token => Some(Continue::decode(token)?),
             },
             bookmarks: query.flag("allowWatchBookmarks"),
             initial_events,
-            timeout_seconds: query
-                .get("timeoutSeconds")
-                .parse()
+            timeout_seconds: u64::try_from(integer(query, "timeoutSeconds")?)
                 .ok()
                 .filter(|seconds| *seconds > 0),
         };
@@ -167,17 +165,19 @@ impl Continue {
     /// # Errors
     /// 400 in upstream's words.
     pub(crate) fn decode(token: &str) -> Result<Self, StatusError> {
-        let bad = |why: &str| StatusError::bad_request(format!("continue key is not valid: {why}"));
+        let bad = |why: &str| {
+            StatusError::bad_request(format!(
+                "invalid continue token: continue key is not valid: {why}"
+            ))
+        };
         let bytes = URL_SAFE_NO_PAD
             .decode(token.trim_end_matches('='))
             .map_err(|error| bad(&error.to_string()))?;
         let value: Value =
             serde_json::from_slice(&bytes).map_err(|error| bad(&error.to_string()))?;
         if value["v"] != "meta.k8s.io/v1" {
-            return Err(bad(&format!(
-                "server does not recognize this encoded version {}",
-                value["v"]
-            )));
+            let version = value["v"].as_str().unwrap_or("");
+            return Err(bad(&format!("server does not recognize this encoded version {version}")));
         }
         let start = value["start"].as_str().filter(|start| !start.is_empty());
         let start = start.ok_or_else(|| bad("encoded start key empty (version meta.k8s.io/v1)"))?;
@@ -187,6 +187,25 @@ impl Continue {
         }
         Ok(Self { revision: value["rv"].as_u64(), after })
     }
+}
+
+/// A whole number of the query, 0 when it is not there.
+///
+/// # Errors
+/// 400 in upstream's words, which are Go's.
+fn integer(query: &Query, name: &str) -> Result<i64, StatusError> {
+    let text = query.get(name);
+    if text.is_empty() && !query.has(name) {
+        return Ok(0);
+    }
+    text.parse().map_err(|error: std::num::ParseIntError| {
+        use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+        let why = match error.kind() {
+            NegOverflow | PosOverflow => "value out of range",
+            _ => "invalid syntax",
+        };
+        StatusError::bad_request(format!("strconv.ParseInt: parsing {text:?}: {why}"))
+    })
 }
 
 /// 410 for a list whose snapshot is gone, with a token that goes on inconsistently.
@@ -229,8 +248,6 @@ mod tests {
             let token = Continue { revision, after: "ns/name".to_owned() };
             assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
         }
-        assert!(
-            Continue::decode("!").unwrap_err().message.starts_with("continue key is not valid: ")
-        );
+        assert!(Continue::decode("!").unwrap_err().message.starts_with("invalid continue token: "));
     }
 }

@@ -18,6 +18,10 @@ const VERSION: (&str, &str, &str) = ("1", "36", "v1.36.0");
 /// What `/readyz?verbose` and its siblings list.
 const CHECKS: [&str; 3] = ["ping", "log", "etcd"];
 
+/// kubectl asks whether a kind that it does not find here is a custom one; without an answer it hides that there is no
+/// such kind behind an error of its own. There are none, and none can be made.
+const CUSTOM_RESOURCE_DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+
 /// Answers a path; `None`: not one of these.
 pub(crate) fn respond(
     path: &str,
@@ -33,6 +37,15 @@ pub(crate) fn respond(
         "/metrics" => {
             Some(reply::reply(StatusCode::OK, "text/plain; version=0.0.4", metrics.render()))
         }
+        CUSTOM_RESOURCE_DEFINITIONS => Some(reply::json_bytes(
+            StatusCode::OK,
+            object::encode(&json!({
+                "kind": "CustomResourceDefinitionList",
+                "apiVersion": "apiextensions.k8s.io/v1",
+                "metadata": {"resourceVersion": "1"},
+                "items": [],
+            })),
+        )),
         "/openapi/v2" => Some(openapi_v2(headers)),
         "/openapi/v3" => Some(cached(headers, v3_index())),
         path => {

@@ -63,7 +63,12 @@ async fn answer(
     if part == Subresource::Proxy && wants_slash(&request) {
         return Ok(moved(request.uri()));
     }
-    let target = target::find(context, part, request.uri())?;
+    let Some(target) = target::find(context, part, request.uri())? else {
+        // Nothing can have been logged yet; upstream's LocationStreamer without a location.
+        let mut response = Response::new(empty_body());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        return Ok(response);
+    };
     let response =
         send(context, &target, request).await.map_err(|why| unreachable(part, &target, &why))?;
     if part == Subresource::Log && !response.status().is_success() {

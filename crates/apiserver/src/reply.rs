@@ -1,11 +1,13 @@
 //! Answers: objects, errors and raw bytes as HTTP responses.
 
+use api::resource::Resource;
 use api::{Reason, StatusError};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::body::pieces_body;
+use crate::lookup::ENDPOINTS;
 use crate::negotiate::Accept;
 use crate::{Body, full_body, object};
 
@@ -84,6 +86,18 @@ pub(crate) fn with_warnings(mut response: Response<Body>, warnings: &[String]) -
         }
     }
     response
+}
+
+/// Adds the `Warning` header that every answer about a deprecated kind has, also a refusal.
+pub(crate) fn with_deprecation(
+    response: Response<Body>,
+    resource: &'static Resource,
+) -> Response<Body> {
+    if !ENDPOINTS.is(resource) {
+        return response;
+    }
+    let warning = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+    with_warnings(response, &[warning.to_owned()])
 }
 
 /// `Status` of a success.

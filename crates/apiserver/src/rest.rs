@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Authenticator, Authorizer, User};
+use crate::body::discard;
 use crate::negotiate::{Accept, Form};
 use crate::request::RequestInfo;
 use crate::{Body, Registry, read_body, reply, table};
@@ -64,6 +65,7 @@ pub(crate) async fn respond(
         _ => false,
     };
     if misplaced || !resource.verbs.contains(&info.verb) {
+        discard(request.into_body()).await;
         return Err(reply::method_not_allowed());
     }
     match info.verb {

@@ -49,11 +49,7 @@ impl Selector {
                 ))
             })?;
             if !selector.knows(&term.field) {
-                return Err(StatusError::bad_request(format!(
-                    "Unable to find {:?} that match label selector {labels:?}, field selector {fields:?}: field label not supported: {}",
-                    gvr(resource),
-                    term.field
-                )));
+                return Err(StatusError::bad_request(selector.unknown_field(&term.field)));
             }
             selector.fields.push(term);
         }
@@ -98,6 +94,17 @@ impl Selector {
         })
     }
 
+    /// Upstream's `AddFieldLabelConversionFunc` of kinds with fields of their own, and `DefaultMetaV1FieldSelectorConversion`.
+    fn unknown_field(&self, field: &str) -> String {
+        if (self.resource.rules.fields)(&Value::Null).is_empty() {
+            format!(
+                "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+            )
+        } else {
+            format!("field label not supported: {field}")
+        }
+    }
+
     fn knows(&self, field: &str) -> bool {
         matches!(field, "metadata.name" | "metadata.namespace")
             || (self.resource.rules.fields)(&Value::Null).iter().any(|(name, _)| *name == field)
@@ -115,9 +122,4 @@ fn parse_term(part: &str) -> Option<FieldTerm> {
     };
     let value = value.replace("\\,", ",").replace("\\=", "=").replace("\\\\", "\\");
     Some(FieldTerm { field: field.trim().to_owned(), value, not })
-}
-
-/// `/v1, Resource=pods`.
-fn gvr(resource: &Resource) -> String {
-    format!("{}/{}, Resource={}", resource.group, resource.version, resource.plural)
 }

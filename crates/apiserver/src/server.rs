@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Attributes, Authenticator, Authorizer, User};
+use crate::body::discard;
 use crate::metrics::Metrics;
 use crate::negotiate;
 use crate::pki::{Pki, PkiError};
@@ -221,7 +222,10 @@ impl Server {
         info: &RequestInfo,
         request: Request<Body>,
     ) -> Result<Response<Body>, StatusError> {
-        self.authorize(user, info)?;
+        if let Err(refused) = self.authorize(user, info) {
+            discard(request.into_body()).await;
+            return Err(refused);
+        }
         if let Some(resource) = info.resource {
             let part = info.subresource.as_str();
             let streamed = resource
@@ -245,7 +249,10 @@ impl Server {
                 authorizer: &self.authorizer,
                 closing: &self.closing,
             };
-            return rest::respond(&context, request).await;
+            let response = rest::respond(&context, request)
+                .await
+                .unwrap_or_else(|error| reply::failure(&error));
+            return Ok(reply::with_deprecation(response, resource));
         }
         let headers = request.headers();
         Ok(paths::respond(&info.path, &info.query, headers, &self.metrics)

@@ -56,19 +56,23 @@ impl Target {
     }
 }
 
-/// Finds the backend of a request.
+/// Finds the backend of a request; none for the logs of a pod that no node has yet.
 pub(super) fn find(
     context: &Context<'_>,
     part: Subresource,
     uri: &Uri,
-) -> Result<Target, StatusError> {
+) -> Result<Option<Target>, StatusError> {
     let cache = context.registry.cache();
     let (namespace, name) = (context.info.namespace.as_str(), context.info.name.as_str());
     if part != Subresource::Proxy {
         let pod = PODS
             .get(cache, namespace, name)
             .ok_or_else(|| StatusError::not_found("", "pods", name))?;
-        return of_agent(cache, &pod, part, &context.info.query, uri.query().unwrap_or(""));
+        if part == Subresource::Log && text(&pod, "/spec/nodeName").is_empty() {
+            return Ok(None);
+        }
+        return of_agent(cache, &pod, part, &context.info.query, uri.query().unwrap_or(""))
+            .map(Some);
     }
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let path = format!("{}{query}", tail(uri.path(), !namespace.is_empty()));
@@ -78,7 +82,7 @@ pub(super) fn find(
     if NODES.is(context.resource) {
         let (address, port) = agent(cache, id.name)?;
         let port = id.port.parse().unwrap_or(port);
-        return Ok(Target { address, port, security: Security::Agent, path });
+        return Ok(Some(Target { address, port, security: Security::Agent, path }));
     }
     let (address, port) = if SERVICES.is(context.resource) {
         endpoint(cache, namespace, &id)?
@@ -86,7 +90,7 @@ pub(super) fn find(
         pod_address(cache, namespace, &id)?
     };
     let security = if id.scheme == "https" { Security::Unverified } else { Security::Plain };
-    Ok(Target { address, port, security, path })
+    Ok(Some(Target { address, port, security, path }))
 }
 
 /// What follows `proxy`, as it was written; at least a slash.

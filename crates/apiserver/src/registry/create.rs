@@ -80,10 +80,10 @@ impl Registry {
             old: None,
             dry_run: options.dry_run,
         };
-        let mut warnings = admission::admit(self, request, &mut new).await?;
+        admission::admit(self, request, &mut new).await?;
         let name = object::meta_str(&new, "name").to_owned();
         check(resource, &name, &(resource.rules.validate_create)(&new))?;
-        warnings.extend((resource.rules.warnings)(&new));
+        let warnings = (resource.rules.warnings)(&new);
         supplied.put_back(&mut new);
         if !options.tracked {
             api::apply::track_update(&options.context(resource, ""), None, &mut new);

@@ -55,14 +55,14 @@ impl Registry {
                 old: Some(&old_value),
                 dry_run: options.dry_run,
             };
-            let warnings = admission::admit(self, request, &mut Value::Null).await?;
+            admission::admit(self, request, &mut Value::Null).await?;
             let (op, new, deleted) = match plan(resource, &old_value, options) {
                 Step::Wait => {
                     return Ok(Written {
                         object: Arc::new(old_value),
                         created: false,
                         deleted: false,
-                        warnings,
+                        warnings: Vec::new(),
                     });
                 }
                 Step::Remove => (Op::Delete(store_key(resource, namespace, name)), old_value, true),
@@ -72,7 +72,12 @@ impl Registry {
                 }
             };
             if options.dry_run {
-                return Ok(Written { object: Arc::new(new), created: false, deleted, warnings });
+                return Ok(Written {
+                    object: Arc::new(new),
+                    created: false,
+                    deleted,
+                    warnings: vec![],
+                });
             }
             let compare = vec![Compare { key: Arc::clone(&old.key), modified: old.revision }];
             if let Outcome::Committed(revision) =
@@ -81,7 +86,12 @@ impl Registry {
                 let mut new = new;
                 object::meta_mut(&mut new)
                     .insert("resourceVersion".to_owned(), revision.to_string().into());
-                return Ok(Written { object: Arc::new(new), created: false, deleted, warnings });
+                return Ok(Written {
+                    object: Arc::new(new),
+                    created: false,
+                    deleted,
+                    warnings: vec![],
+                });
             }
         }
         Err(StatusError::modified(resource.group, resource.plural, name))

@@ -104,16 +104,15 @@ impl Registry {
             old: Some(old_value),
             dry_run: options.dry_run,
         };
-        let mut warnings = admission::admit(self, request, &mut new).await?;
+        admission::admit(self, request, &mut new).await?;
         let errors = match subresource {
             Some(Subresource::Status) => (resource.rules.validate_status)(&new, old_value),
             None | Some(Subresource::Scale) => (resource.rules.validate_update)(&new, old_value),
             Some(_) => Vec::new(),
         };
         check(resource, name, &errors)?;
-        if subresource.is_none() {
-            warnings.extend((resource.rules.warnings)(&new));
-        }
+        let warnings =
+            if subresource.is_none() { (resource.rules.warnings)(&new) } else { Vec::new() };
         if let Some(fields) = supplied {
             object::meta_mut(&mut new).insert("managedFields".to_owned(), fields);
         }
