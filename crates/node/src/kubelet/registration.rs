@@ -49,8 +49,9 @@ pub(super) async fn keep(
             () = tokio::time::sleep(RETRY) => {}
         }
     };
+    // Upstream's kubelet refers to its node with the name as uid, and older kubectls look for that alone.
     let mut node = object(&options);
-    node.metadata.uid = Some(uid.clone());
+    node.metadata.uid = Some(options.node_name.clone());
     recorder.event(&node, EventKind::Normal, "Starting", "Starting kubelet.");
     let mut renew = tokio::time::interval(RENEW);
     renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
