@@ -3,6 +3,7 @@
 //! Every node has a pod CIDR of its own; packets between pods are routed, never translated (the "host-gw" way of
 //! Flannel). Upstream contract: the Kubernetes network model.
 
+pub mod egress;
 pub mod ruleset;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -93,6 +93,12 @@ pub(crate) struct Up {
     /// Pull images of HOST from URL instead; may be given several times
     #[arg(long, value_name = "HOST=URL")]
     pub(crate) registry_mirror: Vec<String>,
+    /// Let pods out through this machine, which then forwards and masquerades; a lab is closed otherwise
+    #[arg(long)]
+    pub(crate) egress: bool,
+    /// With --egress: the file of the resolvers for names outside the cluster; this machine's when not given
+    #[arg(long)]
+    pub(crate) resolv_conf: Option<PathBuf>,
 }
 
 /// `rhumb down`.

@@ -58,6 +58,9 @@ pub(crate) struct Cluster {
     /// `HOST=URL` pairs.
     pub(crate) registry_mirrors: Vec<String>,
     pub(crate) nodes: Vec<LabNode>,
+    /// The file of the resolvers that names outside the cluster are asked of, when the lab has a way out.
+    #[serde(default)]
+    pub(crate) egress: Option<PathBuf>,
 }
 
 /// An inclusive range of ports, `30000-32767`.
@@ -291,6 +294,7 @@ mod tests {
             api_port: 6443,
             registry_mirrors: Vec::new(),
             nodes: Vec::new(),
+            egress: None,
         }
     }
 

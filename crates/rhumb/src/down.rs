@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 use crate::cli::Down;
 use crate::cluster::Cluster;
 use crate::progress::{Progress, say};
-use crate::{kubeconfig, lab, processes};
+use crate::{egress, kubeconfig, lab, processes};
 
 /// Runs the command.
 pub(crate) fn run(args: &Down) -> Result<()> {
@@ -41,6 +41,7 @@ pub(crate) fn end(cluster: &Cluster, keep_data: bool, progress: &Progress) -> Re
     progress.done("containers removed");
     let nodes: Vec<String> = cluster.nodes.iter().map(|node| node.name.clone()).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    egress::close(cluster)?;
     runtime.block_on(lab::remove(&cluster.name, &nodes))?;
     progress.done("namespaces and links removed");
     unmount_below(&cluster.dir())?;

@@ -10,7 +10,7 @@
 //!                          └── …
 //! ```
 //!
-//! No namespace has a default route, so nothing in the lab reaches the machine's real network.
+//! No namespace has a default route, so nothing in the lab reaches the machine's real network, unless `--egress` opens it.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -21,6 +21,7 @@ use kernel::link::{Netlink, Route};
 use kernel::netns;
 
 use crate::cluster::{Cluster, LabNode};
+use crate::egress;
 
 const BRIDGE: &str = "br0";
 const LINK: &str = "eth0";
@@ -61,7 +62,8 @@ pub(crate) async fn build(cluster: &Cluster) -> Result<()> {
             .replace_route(&Route::via(cluster.pod_cidr.into(), IpAddr::V4(first.address)))
             .await?;
     }
-    link_host(cluster, &bridge).await
+    link_host(cluster, &bridge).await?;
+    egress::open(cluster)
 }
 
 /// Makes what is missing of one node's network, and cuts or mends its link.
@@ -69,6 +71,11 @@ pub(crate) async fn build_node(cluster: &Cluster, node: &LabNode) -> Result<()> 
     let bridge = Netlink::open_in(&wire(cluster))?;
     join(cluster, &bridge, &node.name, node.address).await?;
     bridge.set_up(&port(&node.name), !node.cut).await?;
+    if cluster.egress.is_some() {
+        let inside = Netlink::open_in(&netns_of(cluster, &node.name))?;
+        let out = IpNet::V4(Ipv4Net::default());
+        inside.replace_route(&Route::via(out, IpAddr::V4(cluster.host_address()))).await?;
+    }
     Ok(())
 }
 

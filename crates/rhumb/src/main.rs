@@ -4,6 +4,7 @@ mod agent;
 mod cli;
 mod cluster;
 mod down;
+mod egress;
 mod explain;
 mod exposed;
 mod images;

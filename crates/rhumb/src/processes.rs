@@ -142,6 +142,9 @@ pub(crate) fn agent_command(cluster: &Cluster, node: &LabNode) -> Result<Command
     for mirror in &cluster.registry_mirrors {
         command.args(["--registry-mirror", mirror]);
     }
+    if let Some(resolvers) = &cluster.egress {
+        command.args(["--resolv-conf".as_ref(), resolvers.as_os_str()]);
+    }
     Ok(command)
 }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use nix::unistd::Uid;
 use crate::cli::Up;
 use crate::cluster::{Cluster, NODES_MAX, check_name, free_node_cidr, overlap, routed_ranges};
 use crate::progress::{Progress, say};
-use crate::{down, kubeconfig, lab, processes};
+use crate::{down, egress, kubeconfig, lab, processes};
 
 /// How long the cluster may take to answer before `up` gives up and says where the logs are.
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -81,7 +82,12 @@ fn settle(args: &Up) -> Result<(Cluster, bool)> {
         }
         return Ok((cluster, false));
     }
-    let cluster = plan(args, &routed_ranges(), &Cluster::all(&args.which.data_dir))?;
+    egress::check(args.egress, args.resolv_conf.as_deref())?;
+    let mut cluster = plan(args, &routed_ranges(), &Cluster::all(&args.which.data_dir))?;
+    if args.egress {
+        let asked = args.resolv_conf.as_deref().unwrap_or(Path::new("/etc/resolv.conf"));
+        cluster.egress = Some(egress::resolvers(asked)?);
+    }
     Ok((cluster, true))
 }
 
@@ -133,6 +139,7 @@ fn plan(args: &Up, routed: &[Ipv4Net], others: &[Cluster]) -> Result<Cluster> {
         api_port: args.api_port,
         registry_mirrors: args.registry_mirror.clone(),
         nodes: Vec::new(),
+        egress: None,
     };
     for _ in 0..args.nodes {
         cluster.add_node(None)?;

@@ -23,6 +23,8 @@ pub struct Lab {
     kubectl: PathBuf,
     name: String,
     data: TempDir,
+    /// The namespace that stands for the machine; none is the machine itself.
+    host: Option<PathBuf>,
 }
 
 impl Lab {
@@ -31,10 +33,27 @@ impl Lab {
     /// # Errors
     /// When it does not come up.
     pub fn up(binary: &str, nodes: u32, images: &[&str]) -> Result<Self> {
+        Self::up_with(binary, images, None, &["--nodes", &nodes.to_string()])
+    }
+
+    /// Brings a cluster up on a machine that is the network namespace at `host`, with more flags for `rhumb up`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn up_on(host: &Path, binary: &str, images: &[&str], flags: &[&str]) -> Result<Self> {
+        Self::up_with(binary, images, Some(host.to_owned()), flags)
+    }
+
+    fn up_with(
+        binary: &str,
+        images: &[&str],
+        host: Option<PathBuf>,
+        flags: &[&str],
+    ) -> Result<Self> {
         let data = tempfile::Builder::new().prefix("rhumb-test-").tempdir()?;
         let name = format!("t{}", std::process::id());
-        let lab = Self { binary: binary.into(), kubectl: tools::kubectl()?, name, data };
-        lab.rhumb(&["up", "--detach", "--nodes", &nodes.to_string()])?;
+        let lab = Self { binary: binary.into(), kubectl: tools::kubectl()?, name, data, host };
+        lab.rhumb(&[&["up", "--detach"], flags].concat())?;
         for image in images {
             let path = tools::image(image)?;
             lab.rhumb(&["images", "import", path.to_str().context("a path is text")?])?;
@@ -65,9 +84,17 @@ impl Lab {
     /// # Errors
     /// When it fails, with what it said.
     pub fn rhumb(&self, args: &[&str]) -> Result<String> {
-        let mut command = Command::new(&self.binary);
+        let mut command = self.command(&self.binary);
         command.args(args).args(["--name", &self.name, "--data-dir"]).arg(self.data.path());
         text(&output(&mut command)?, args)
+    }
+
+    /// A program on the cluster's machine.
+    fn command(&self, program: &Path) -> Command {
+        let Some(host) = &self.host else { return Command::new(program) };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", host.display())).arg(program);
+        command
     }
 
     /// Runs kubectl; its standard output.
@@ -95,7 +122,7 @@ impl Lab {
     /// A command of the kubectl at `path`.
     #[must_use]
     pub fn kubectl_command_of(&self, path: &Path, args: &[&str]) -> Command {
-        let mut command = Command::new(path);
+        let mut command = self.command(path);
         command.env("KUBECONFIG", self.kubeconfig()).env("HOME", self.data.path()).args(args);
         command
     }

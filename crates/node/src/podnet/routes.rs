@@ -80,8 +80,9 @@ impl Reconcile for Routes {
             ApplyError::sink("the routes between nodes were not set", PodNetError::Link(error))
         };
         let present = self.netlink.routes().await.map_err(sink)?;
-        // Routes to single pods belong to the pods.
-        let shared = |route: &&Route| route.to.prefix_len() < route.to.max_prefix_len();
+        // Routes to single pods belong to the pods, the default route to the machine or its lab.
+        let shared =
+            |route: &&Route| (1..route.to.max_prefix_len()).contains(&route.to.prefix_len());
         for old in present
             .iter()
             .filter(shared)

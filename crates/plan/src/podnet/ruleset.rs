@@ -50,7 +50,7 @@ fn accept() -> Expr {
 }
 
 /// Breaks off unless the loaded address is within `cidr`.
-fn within(load: Expr, cidr: &IpNet) -> Vec<Expr> {
+pub(super) fn within(load: Expr, cidr: &IpNet) -> Vec<Expr> {
     let octets = |address: IpAddr| -> Box<[u8]> {
         match address {
             IpAddr::V4(v4) => v4.octets().into(),
