@@ -23,6 +23,7 @@ mod reflectors;
 mod replicaset;
 mod scheduler;
 mod serviceaccounts;
+mod servicecidr;
 mod statefulset;
 mod volumes;
 mod write;
@@ -96,6 +97,7 @@ pub fn spawn(
         tokio::spawn(daemonset::start(context.clone())),
         tokio::spawn(job::start(context.clone())),
         tokio::spawn(serviceaccounts::start(context.clone())),
+        tokio::spawn(servicecidr::start(context.clone())),
         tokio::spawn(namespaces::start(context.clone())),
         tokio::spawn(nodes::start(context.clone())),
         tokio::spawn(nodes::start_orphans(context.clone())),

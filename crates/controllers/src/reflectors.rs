@@ -8,6 +8,7 @@ use api::core::{
     Service, ServiceAccount,
 };
 use api::discovery::EndpointSlice;
+use api::networking::{IPAddress, ServiceCIDR};
 use api::storage::StorageClass;
 use client::{Client, ListParams, Reflector};
 
@@ -35,6 +36,8 @@ pub struct Reflectors {
     pub jobs: Reflector<Job>,
     pub cron_jobs: Reflector<CronJob>,
     pub leases: Reflector<Lease>,
+    pub service_cidrs: Reflector<ServiceCIDR>,
+    pub addresses: Reflector<IPAddress>,
 }
 
 impl Reflectors {
@@ -61,6 +64,8 @@ impl Reflectors {
             revisions: all(client),
             jobs: all(client),
             cron_jobs: all(client),
+            service_cidrs: all(client),
+            addresses: all(client),
             leases: Reflector::start(client, ListParams::namespace("kube-node-lease")),
         }
     }

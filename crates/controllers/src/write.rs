@@ -37,6 +37,7 @@ macro_rules! with_object {
             Object::CronJob($one) => $body,
             Object::EndpointSlice($one) => $body,
             Object::StorageClass($one) => $body,
+            Object::ServiceCIDR($one) => $body,
         }
     };
 }
@@ -67,6 +68,7 @@ macro_rules! with_kind {
             CronJob: api::batch::CronJob,
             EndpointSlice: api::discovery::EndpointSlice,
             StorageClass: api::storage::StorageClass,
+            ServiceCIDR: api::networking::ServiceCIDR,
         )
     };
 }

@@ -97,6 +97,7 @@ objects! {
     CronJob: api::batch::CronJob,
     EndpointSlice: api::discovery::EndpointSlice,
     StorageClass: api::storage::StorageClass,
+    ServiceCIDR: api::networking::ServiceCIDR,
 }
 
 /// An event about an object, for `kubectl describe`.

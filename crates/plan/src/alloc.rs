@@ -102,6 +102,8 @@ impl Range {
 pub struct Allocator {
     /// By family; the first is the cluster's primary.
     ranges: Vec<Range>,
+    /// Those that were added while the cluster runs, in the order in which they are tried.
+    added: Vec<Range>,
     ports: RangeInclusive<u16>,
     addresses_taken: BTreeMap<IpAddr, Name>,
     ports_taken: BTreeMap<u16, Name>,
@@ -120,7 +122,19 @@ impl Allocator {
                 kept.push(Range { prefix: prefix.trunc() });
             }
         }
-        Self { ranges: kept, ports, addresses_taken: BTreeMap::new(), ports_taken: BTreeMap::new() }
+        Self {
+            ranges: kept,
+            added: Vec::new(),
+            ports,
+            addresses_taken: BTreeMap::new(),
+            ports_taken: BTreeMap::new(),
+        }
+    }
+
+    /// Also gives addresses of these ranges, once those before are full (KEP-1880).
+    pub fn set_added(&mut self, ranges: &[IpNet]) {
+        let added = ranges.iter().map(|prefix| Range { prefix: prefix.trunc() });
+        self.added = added.filter(|range| !self.ranges.contains(range)).collect();
     }
 
     /// Takes what a stored Service holds.
@@ -155,26 +169,29 @@ impl Allocator {
         self.ranges.iter().map(|range| Family::of_prefix(&range.prefix)).collect()
     }
 
-    fn range(&self, family: Family) -> Option<&Range> {
-        self.ranges.iter().find(|range| Family::of_prefix(&range.prefix) == family)
+    fn ranges(&self, family: Family) -> impl Iterator<Item = &Range> {
+        let all = self.ranges.iter().chain(&self.added);
+        all.filter(move |range| Family::of_prefix(&range.prefix) == family)
     }
 
     /// A free address of a family, for `owner`.
     fn next_address(&self, family: Family, seed: u64) -> Result<IpAddr, String> {
-        let range = self.range(family).ok_or("range is full")?;
-        let free = |offset| !self.addresses_taken.contains_key(&range.address(offset));
-        let size = range.size();
-        pick(size, address_band(size), seed, free)
-            .map(|offset| range.address(offset))
-            .ok_or_else(|| "range is full".to_owned())
+        let in_range = |range: &Range| {
+            let free = |offset| !self.addresses_taken.contains_key(&range.address(offset));
+            let size = range.size();
+            pick(size, address_band(size), seed, free).map(|offset| range.address(offset))
+        };
+        self.ranges(family).find_map(in_range).ok_or_else(|| "range is full".to_owned())
     }
 
     /// Whether `owner` may have exactly this address.
     fn check_address(&self, address: IpAddr, owner: &Name) -> Result<(), String> {
-        let range = self.range(Family::of(address));
-        if !range.is_some_and(|range| range.contains(address)) {
-            let valid = range
-                .or(self.ranges.first())
+        let mut ranges = self.ranges(Family::of(address));
+        if !ranges.any(|range| range.contains(address)) {
+            let valid = self
+                .ranges(Family::of(address))
+                .chain(&self.ranges)
+                .next()
                 .map(|range| range.prefix.to_string())
                 .unwrap_or_default();
             return Err(format!(

@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod scheduler;
 pub mod service;
 pub mod serviceaccounts;
+pub mod servicecidr;
 pub mod volumes;
 pub mod workloads;
 #[cfg(test)]

@@ -157,6 +157,10 @@ impl World {
             let generation = slot["metadata"]["generation"].as_i64().unwrap_or(0);
             slot["metadata"]["generation"] = (generation + 1).into();
         }
+        let (deleting, free) = (meta.deletion_timestamp.is_some(), meta.finalizers.as_ref());
+        if deleting && free.is_some_and(Vec::is_empty) {
+            self.remove(object.kind(), &name);
+        }
     }
 
     /// Pods that run on a node, and objects with finalizers, stay until somebody takes them away.

@@ -2,6 +2,7 @@
 
 use api::StatusError;
 use api::resource::Resource;
+use ipnet::IpNet;
 use parking_lot::Mutex;
 use plan::alloc::Allocator;
 use rand::Rng;
@@ -10,7 +11,8 @@ use serde_json::Value;
 use super::{Operation, Request};
 use crate::Registry;
 use crate::cache::{ChangeKind, Changes};
-use crate::lookup::SERVICES;
+use crate::lookup::{SERVICE_CIDRS, SERVICES, texts};
+use crate::object::is_deleting;
 
 /// What the stored Services hold, brought up to date by their changes; made anew from them at any doubt.
 #[derive(Default)]
@@ -35,13 +37,24 @@ pub(super) fn admit(
         }
         None => None,
     };
-    let (changes, allocator) = match current {
+    let (changes, mut allocator) = match current {
         Some(current) => current,
         None => read(registry, request.resource)?,
     };
+    allocator.set_added(&added_ranges(registry));
     let result = allocator.allocate(new, request.old, rand::rng().random());
     *taken = Some((changes, allocator));
     result
+}
+
+/// The prefixes of all ServiceCIDRs that are not being deleted, by name.
+fn added_ranges(registry: &Registry) -> Vec<IpNet> {
+    let ranges = SERVICE_CIDRS.list(registry.cache(), "");
+    let stays = ranges.iter().filter(|range| !is_deleting(range));
+    stays
+        .flat_map(|range| texts(range, "/spec/cidrs"))
+        .filter_map(|cidr| cidr.parse().ok())
+        .collect()
 }
 
 /// Takes in what changed; false when some of it is forgotten.

@@ -1,10 +1,12 @@
 //! The routes to the other nodes' pods, and the news of this node's own pod CIDR.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use api::Objects;
 use api::core::Node;
-use client::{ApplyError, Client, Inputs, Next, Reconcile, Reflector};
+use api::networking::ServiceCIDR;
+use client::{ApplyError, Client, Inputs, ListParams, Next, Reconcile, Reflector};
 use ipnet::{IpNet, Ipv4Net};
 use kernel::link::{Netlink, Route};
 use kernel::nftables::Nftables;
@@ -23,7 +25,7 @@ pub struct Options {
     pub node: String,
     /// Addresses of all pods of the cluster.
     pub pod_cidrs: Vec<IpNet>,
-    /// Addresses of Services: a packet of the node's own needs a route before it is translated.
+    /// Addresses of Services that the agent was told of; those of ServiceCIDRs come with them.
     pub service_cidrs: Vec<IpNet>,
     /// This node's address.
     pub node_ip: IpAddr,
@@ -39,6 +41,12 @@ struct Plan {
     table: Table,
 }
 
+/// What the routes are planned from.
+struct Snapshot {
+    nodes: Objects<Node>,
+    ranges: Objects<ServiceCIDR>,
+}
+
 struct Routes {
     node: String,
     netlink: Netlink,
@@ -46,18 +54,22 @@ struct Routes {
     /// The table that the kernel has; `None` when that is not known.
     committed: Option<Table>,
     pods: Vec<IpNet>,
-    /// Routes that depend on no node.
-    fixed: Vec<Route>,
+    /// Addresses of Services: a packet of the node's own needs a route before it is translated.
+    services: Vec<IpNet>,
+    node_ip: IpAddr,
+    /// The index of the link that the other nodes are at.
+    link: u32,
     cidr: watch::Sender<Option<Ipv4Net>>,
 }
 
 impl Reconcile for Routes {
     const NAME: &'static str = "podnet";
     type Key = ();
-    type Snapshot = Objects<Node>;
+    type Snapshot = Snapshot;
     type Plan = Plan;
 
-    fn plan(&self, nodes: &Objects<Node>, (): &()) -> Plan {
+    fn plan(&self, snapshot: &Snapshot, (): &()) -> Plan {
+        let nodes = &snapshot.nodes;
         let me = nodes.get(&api::Name::cluster(&self.node));
         let own = me.and_then(|node| {
             plan::podnet::pod_cidrs(node).into_iter().find_map(|cidr| match cidr {
@@ -72,7 +84,7 @@ impl Reconcile for Routes {
             nodes.values().flat_map(|node| plan::podnet::internal_addresses(node)).collect();
         let table = ruleset::table(Family::Ip, &self.pods, &addresses);
         let routes = others.map(|(to, via)| Route::via(to, via)).chain(nobody);
-        Plan { own, routes: routes.chain(self.fixed.iter().cloned()).collect(), table }
+        Plan { own, routes: routes.chain(self.to_services(&snapshot.ranges)).collect(), table }
     }
 
     async fn apply(&mut self, (): &(), plan: Plan) -> Result<Next, ApplyError> {
@@ -105,6 +117,16 @@ impl Reconcile for Routes {
 }
 
 impl Routes {
+    fn to_services(&self, ranges: &Objects<ServiceCIDR>) -> Vec<Route> {
+        let added = ranges.values().flat_map(|range| plan::servicecidr::prefixes(range));
+        let all: BTreeSet<IpNet> = self.services.iter().copied().chain(added).collect();
+        let same_family =
+            all.into_iter().filter(|cidr| cidr.addr().is_ipv4() == self.node_ip.is_ipv4());
+        same_family
+            .map(|cidr| Route { source: Some(self.node_ip), ..Route::through(cidr, self.link) })
+            .collect()
+    }
+
     /// Replaces the whole table: it is small, and connections keep the translation that they have.
     fn masquerade(&mut self, table: Table) -> Result<(), PodNetError> {
         if self.committed.as_ref() == Some(&table) {
@@ -141,25 +163,30 @@ pub async fn follow_nodes(
     }
     let (netlink, nft) = (Netlink::open()?, Nftables::open()?);
     let link = netlink.link(&options.link).await?.index;
-    let same_family = |cidr: &&IpNet| cidr.addr().is_ipv4() == options.node_ip.is_ipv4();
-    let to_services = options.service_cidrs.iter().filter(same_family);
-    let fixed = to_services
-        .map(|cidr| Route { source: Some(options.node_ip), ..Route::through(*cidr, link) })
-        .collect();
     let component = Routes {
         node: options.node,
         netlink,
         nft,
         committed: None,
         pods: options.pod_cidrs,
-        fixed,
+        services: options.service_cidrs,
+        node_ip: options.node_ip,
+        link,
         cidr,
     };
-    let inputs = Inputs::new().on(nodes, |_, dirty| {
-        dirty.insert(());
-    });
+    let ranges: Reflector<ServiceCIDR> = Reflector::start(client, ListParams::default());
+    let inputs = Inputs::new()
+        .on(nodes, |_, dirty| {
+            dirty.insert(());
+        })
+        .on(&ranges, |_, dirty| {
+            dirty.insert(());
+        });
     let nodes = nodes.clone();
-    let snapshot = move || nodes.view().objects.clone();
+    let snapshot = move || Snapshot {
+        nodes: nodes.view().objects.clone(),
+        ranges: ranges.view().objects.clone(),
+    };
     tokio::spawn(client::run(
         component,
         client.component(Routes::NAME),
