@@ -66,3 +66,20 @@ PY
     echo "No current kubectl is to be had; the tests that need it fail." >&2
   fi
 fi
+
+# The official Python client, in an environment of its own.
+client=kubernetes==37.0.2
+if [ "$(cat "$cache/python/.client" 2>/dev/null)" != "$client" ]; then
+  echo "Fetching the official Python client"
+  python3 -c 'import ensurepip' 2>/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null || true
+  mkdir -p "$cache"
+  folder=$(mktemp -d "$cache/python.XXXXXX")
+  folders+=("$folder")
+  if python3 -m venv "$folder" && "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$client"; then
+    echo "$client" >"$folder/.client"
+    rm -rf "$cache/python"
+    mv "$folder" "$cache/python"
+  else
+    echo "The official Python client is not to be had; the tests that need it fail." >&2
+  fi
+fi

@@ -1,4 +1,5 @@
 //! Development only: what tests of several crates share. Never part of the binary.
 
 pub mod lab;
+pub mod python;
 pub mod tools;
