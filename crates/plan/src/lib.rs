@@ -19,6 +19,8 @@ pub mod scheduler;
 pub mod service;
 pub mod serviceaccounts;
 pub mod servicecidr;
+#[cfg(test)]
+mod simulation;
 pub mod volumes;
 pub mod workloads;
 #[cfg(test)]

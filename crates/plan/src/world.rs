@@ -17,6 +17,8 @@ pub(crate) struct World {
     pub(crate) now: i64,
     /// Messages of events, oldest first.
     pub(crate) events: Vec<String>,
+    /// What was created, changed or removed, in order.
+    pub(crate) touched: Vec<(ObjectKind, Name)>,
 }
 
 fn merge(target: &mut Value, patch: &Value) {
@@ -47,6 +49,11 @@ impl World {
         jiff::Timestamp::from_second(self.now).expect("in range")
     }
 
+    /// An object as JSON.
+    pub(crate) fn value(&self, kind: ObjectKind, name: &Name) -> Option<&Value> {
+        self.objects.get(&(kind, name.clone()))
+    }
+
     /// All objects of a kind.
     pub(crate) fn all<K: Known>(&self) -> Objects<K> {
         let own = self.objects.iter().filter(|((kind, _), _)| *kind == K::KNOWN);
@@ -65,6 +72,7 @@ impl World {
     /// Changes an object in place.
     pub(crate) fn edit(&mut self, kind: ObjectKind, name: &Name, patch: &Value) {
         self.revision += 1;
+        self.touched.push((kind, name.clone()));
         let revision = self.revision.to_string();
         let object = self.objects.get_mut(&(kind, name.clone())).expect("exists");
         let before = object["spec"].clone();
@@ -79,6 +87,61 @@ impl World {
     /// Removes an object.
     pub(crate) fn remove(&mut self, kind: ObjectKind, name: &Name) {
         self.objects.remove(&(kind, name.clone()));
+        self.touched.push((kind, name.clone()));
+    }
+
+    /// Applies a plan up to the first write that the API server would refuse.
+    pub(crate) fn attempt(&mut self, plan: Plan) {
+        for action in plan.actions {
+            if self.refuses(&action) {
+                return;
+            }
+            self.apply(Plan { actions: vec![action], again: None });
+        }
+    }
+
+    fn refuses(&self, action: &Action) -> bool {
+        let is_stale = |object: &Object| {
+            let meta = object.meta();
+            let name = Name::new(
+                meta.namespace.as_deref().unwrap_or(""),
+                meta.name.as_deref().unwrap_or(""),
+            );
+            let present = self.value(object.kind(), &name);
+            present.is_none_or(|present| {
+                present["metadata"]["resourceVersion"].as_str() != meta.resource_version.as_deref()
+            })
+        };
+        match action {
+            Action::Create(object) => {
+                let meta = object.meta();
+                let namespace = meta.namespace.as_deref().unwrap_or("");
+                let taken = |name: &String| {
+                    self.value(object.kind(), &Name::new(namespace, name)).is_some()
+                };
+                meta.name.as_ref().is_some_and(taken)
+            }
+            Action::Update(object) | Action::UpdateStatus(object) => is_stale(object),
+            Action::Patch { kind, name, patch, .. } => {
+                let asked = &patch["metadata"]["resourceVersion"];
+                self.value(*kind, name).is_none_or(|present| {
+                    !asked.is_null() && *asked != present["metadata"]["resourceVersion"]
+                })
+            }
+            Action::Delete { kind, name, uid, .. } => {
+                self.value(*kind, name).is_none_or(|present| present["metadata"]["uid"] != **uid)
+            }
+            Action::DeletePods { pods, .. } => pods.iter().any(|(name, uid)| {
+                let present = self.value(ObjectKind::Pod, name);
+                present.is_none_or(|present| present["metadata"]["uid"] != **uid)
+            }),
+            Action::Bind { pod, uid, .. } => {
+                self.value(ObjectKind::Pod, pod).is_none_or(|present| {
+                    present["metadata"]["uid"] != **uid || !present["spec"]["nodeName"].is_null()
+                })
+            }
+            Action::CreatePods { .. } | Action::Event(_) => false,
+        }
     }
 
     /// Applies a plan. Panics where the API server would refuse.
@@ -130,6 +193,7 @@ impl World {
         meta["creationTimestamp"] = self.time().to_string().into();
         let text = |field: &str| value["metadata"][field].as_str().unwrap_or("").to_owned();
         let name = Name::new(&text("namespace"), &text("name"));
+        self.touched.push((kind, name.clone()));
         let old = self.objects.insert((kind, name.clone()), value);
         assert!(old.is_none(), "{kind:?} {name} already exists");
         name
@@ -140,6 +204,7 @@ impl World {
         let name =
             Name::new(meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""));
         let mut value = serde_json::to_value(object).expect("encodes");
+        self.touched.push((object.kind(), name.clone()));
         let slot = self.objects.get_mut(&(object.kind(), name.clone())).expect("exists");
         let (asked, present) =
             (&value["metadata"]["resourceVersion"], &slot["metadata"]["resourceVersion"]);

@@ -117,11 +117,7 @@ fn proxy(args: &Proxy) -> Result<()> {
     };
     let cluster = manifests::on_node(base, &args.files, &args.namespace, &args.node)?;
     let known = cluster.nodes.contains_key(&Name::cluster(&args.node));
-    anyhow::ensure!(
-        known,
-        "the files have nodes, but none is called {:?}",
-        args.node
-    );
+    anyhow::ensure!(known, "the files have nodes, but none is called {:?}", args.node);
     let mut settings = cluster.settings(&args.node);
     settings.pod_cidrs.clone_from(&args.pod_cidr);
     if !cluster.invented.is_empty() {
