@@ -168,8 +168,15 @@ fn pressures(options: &Options) -> (bool, bool) {
         available.and_then(|text| text.split_whitespace().next()?.parse().ok());
     let memory = kibibytes.is_some_and(|kibibytes| kibibytes < 100 * 1024);
     let disk = nix::sys::statvfs::statvfs(&options.data_dir)
-        .is_ok_and(|disk| disk.blocks_available() * 10 < disk.blocks());
+        .is_ok_and(|disk| is_full(disk.blocks(), disk.blocks_free(), disk.blocks_available()));
     (memory, disk)
+}
+
+/// Whether less than a tenth of a disk is available (upstream: `nodefs.available<10%`). The whole is what can be used at
+/// all, as df reckons: blocks that the file system keeps back are free but never available, and say nothing of pressure.
+fn is_full(blocks: u64, free: u64, available: u64) -> bool {
+    let usable = blocks.saturating_sub(free).saturating_add(available);
+    available.saturating_mul(10) < usable
 }
 
 fn conditions(options: &Options, before: Option<&NodeStatus>) -> Vec<NodeCondition> {
@@ -255,4 +262,17 @@ async fn renew_lease(client: &Client, node: &str, uid: &str) -> Result<(), Error
         }),
     };
     client.create(&lease).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_full;
+
+    #[test]
+    fn blocks_that_are_kept_back_are_no_pressure() {
+        assert!(!is_full(252, 186, 26), "most is kept back, and a third of the rest is available");
+        assert!(is_full(252, 9, 9));
+        assert!(!is_full(100, 10, 10));
+        assert!(is_full(100, 14, 9), "five of a hundred are kept back, as ext4 does");
+    }
 }
