@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
@@ -24,6 +25,8 @@ const P256_HEAD: [u8; 26] = [
 ];
 /// Seconds that clocks may differ by.
 const LEEWAY_SECONDS: i64 = 60;
+/// Tokens whose signature was good, remembered at most; beyond that all are forgotten.
+const REMEMBERED_MAX: usize = 1024;
 /// The user name of a ServiceAccount starts with this.
 const USER_PREFIX: &str = "system:serviceaccount:";
 
@@ -104,6 +107,10 @@ pub struct Tokens {
     key: EcdsaKeyPair,
     key_id: String,
     random: SystemRandom,
+    /// What tokens with a good signature say, by their SHA-256: a verification costs more than all else of a small
+    /// request. Neither the signature nor the claims of a token ever change; times and bound objects are looked at
+    /// anew each time.
+    remembered: Mutex<BTreeMap<[u8; 32], Claims>>,
 }
 
 impl Tokens {
@@ -120,7 +127,8 @@ impl Tokens {
             })?;
         let info: Vec<u8> = P256_HEAD.iter().chain(key.public_key().as_ref()).copied().collect();
         let key_id = URL_SAFE_NO_PAD.encode(ring::digest::digest(&ring::digest::SHA256, &info));
-        Ok(Self { issuer: issuer.to_owned(), key, key_id, random })
+        let remembered = Mutex::default();
+        Ok(Self { issuer: issuer.to_owned(), key, key_id, random, remembered })
     }
 
     /// The issuer, which is also the audience of the API server.
@@ -160,6 +168,35 @@ impl Tokens {
     /// # Errors
     /// Why it is refused.
     pub fn verify(&self, token: &str, now: jiff::Timestamp) -> Result<Claims, TokenError> {
+        let claims = self.signed(token)?;
+        let now = now.as_second();
+        if now >= claims.expires.saturating_add(LEEWAY_SECONDS)
+            || now.saturating_add(LEEWAY_SECONDS) < claims.issued
+        {
+            return Err(TokenError::Expired);
+        }
+        Ok(claims)
+    }
+
+    /// The claims of a token that we signed, at whatever time.
+    fn signed(&self, token: &str) -> Result<Claims, TokenError> {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(
+            ring::digest::digest(&ring::digest::SHA256, token.as_bytes()).as_ref(),
+        );
+        if let Some(claims) = self.remembered.lock().get(&hash) {
+            return Ok(claims.clone());
+        }
+        let claims = self.check(token)?;
+        let mut remembered = self.remembered.lock();
+        if remembered.len() >= REMEMBERED_MAX {
+            remembered.clear();
+        }
+        remembered.insert(hash, claims.clone());
+        Ok(claims)
+    }
+
+    fn check(&self, token: &str) -> Result<Claims, TokenError> {
         let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Signature)?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Signature)?;
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key.public_key().as_ref())
@@ -171,14 +208,7 @@ impl Tokens {
         if header["alg"] != "ES256" || payload["iss"] != self.issuer.as_str() {
             return Err(TokenError::Signature);
         }
-        let claims = read_claims(&payload).ok_or(TokenError::Signature)?;
-        let now = now.as_second();
-        if now >= claims.expires.saturating_add(LEEWAY_SECONDS)
-            || now.saturating_add(LEEWAY_SECONDS) < claims.issued
-        {
-            return Err(TokenError::Expired);
-        }
-        Ok(claims)
+        read_claims(&payload).ok_or(TokenError::Signature)
     }
 
     /// The user of a token that is meant for one of `audiences` and whose account and bound objects still exist, with
@@ -348,6 +378,26 @@ mod tests {
         assert_eq!(tokens.verify(&token, at(2_000)), Ok(claims));
         assert_eq!(tokens.verify(&token, at(900)), Err(TokenError::Expired));
         assert_eq!(tokens.verify(&token, at(4_660)), Err(TokenError::Expired));
+    }
+
+    #[test]
+    fn remembered_tokens_still_expire_and_are_bounded() {
+        let (tokens, claims) = (mk_tokens(), mk_claims());
+        let token = tokens.sign(&claims).unwrap();
+        assert!(tokens.verify(&token, at(2_000)).is_ok());
+        assert_eq!(tokens.remembered.lock().len(), 1);
+        assert_eq!(tokens.verify(&token, at(5_000)), Err(TokenError::Expired));
+        let (signed, _) = token.rsplit_once('.').unwrap();
+        let forged = format!("{signed}.{}", URL_SAFE_NO_PAD.encode([7; 64]));
+        assert_eq!(tokens.verify(&forged, at(2_000)), Err(TokenError::Signature));
+        assert_eq!(tokens.remembered.lock().len(), 1, "only good signatures");
+        let other =
+            |n: usize| tokens.sign(&Claims { id: n.to_string(), ..claims.clone() }).unwrap();
+        for number in 0..REMEMBERED_MAX {
+            tokens.verify(&other(number), at(2_000)).unwrap();
+        }
+        assert!(tokens.remembered.lock().len() <= REMEMBERED_MAX);
+        assert_eq!(tokens.verify(&token, at(2_000)), Ok(claims));
     }
 
     #[test]
