@@ -20,6 +20,11 @@ const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
+const FILTER: u16 = 25;
+const FILTER_ORIGINAL_FLAGS: u16 = 1;
+const FILTER_REPLY_FLAGS: u16 = 2;
+/// Of a filter: the protocol's number must be as given.
+const FILTER_PROTO_NUMBER: u32 = 1 << 3;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const PROTO_NUMBER: u16 = 1;
@@ -49,6 +54,8 @@ pub struct Flow {
 #[derive(Debug)]
 pub struct Conntrack {
     socket: Socket,
+    /// Whether the kernel takes a filter with a dump, as far as is known: it spares listing TCP, which is most.
+    filters: bool,
 }
 
 impl Conntrack {
@@ -57,7 +64,7 @@ impl Conntrack {
     /// # Errors
     /// When there is no such socket; needs CAP_NET_ADMIN.
     pub fn open() -> Result<Self, NetfilterError> {
-        Ok(Self { socket: Socket::open()? })
+        Ok(Self { socket: Socket::open()?, filters: true })
     }
 
     /// All UDP flows of a family.
@@ -73,12 +80,23 @@ impl Conntrack {
             let mut builder = Builder::default();
             let flags = NLM_F_REQUEST | NLM_F_DUMP;
             builder.begin(SUBSYSTEM << 8 | GET, flags, sequence, family_number(family), 0);
+            if self.filters {
+                put_udp_filter(&mut builder);
+            }
             builder.end();
             let whole = self.socket.dump(builder.bytes(), sequence, "list the flows", |reply| {
                 flows.extend(decode(reply.attributes()));
-            })?;
-            if whole {
-                break;
+            });
+            match whole {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error)
+                    if self.filters
+                        && matches!(error.errno(), Some(libc::EINVAL | libc::EOPNOTSUPP)) =>
+                {
+                    self.filters = false;
+                }
+                Err(error) => return Err(error),
             }
         }
         flows.sort();
@@ -127,6 +145,18 @@ fn family_number(family: Family) -> u8 {
         Family::Ip => 2,
         Family::Ip6 => 10,
     }
+}
+
+fn put_udp_filter(builder: &mut Builder) {
+    let tuple = builder.open(TUPLE_ORIGINAL);
+    let proto = builder.open(TUPLE_PROTO);
+    builder.byte(PROTO_NUMBER, UDP);
+    builder.close(&proto);
+    builder.close(&tuple);
+    let filter = builder.open(FILTER);
+    builder.raw(FILTER_ORIGINAL_FLAGS, &FILTER_PROTO_NUMBER.to_ne_bytes());
+    builder.raw(FILTER_REPLY_FLAGS, &0_u32.to_ne_bytes());
+    builder.close(&filter);
 }
 
 fn put_tuple(builder: &mut Builder, flow: &Flow) {
