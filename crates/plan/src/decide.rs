@@ -156,8 +156,9 @@ fn at_target(packet: &Packet, target: &Target<'_>, state: &State<'_>) -> Decisio
     } else if chosen.is_empty() {
         (Verdict::Drop, nobody_here(target))
     } else {
-        let reason = endpoints::scope(target, client).reason();
-        (forward(packet, &chosen, source::is_masqueraded(target, client, state.settings)), reason)
+        let scope = endpoints::scope(target, client, &all);
+        let masquerade = source::is_masqueraded(target, client, scope, state.settings);
+        (forward(packet, &chosen, masquerade), scope.reason())
     };
     Decision {
         verdict,

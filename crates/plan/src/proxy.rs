@@ -21,7 +21,7 @@ use net::nft::Family;
 
 use crate::service::NodeView;
 
-pub use elements::{ChainId, SetId};
+pub use elements::{ChainId, SetId, udp_frontends};
 pub use fold::{Change, Dirty, FamilyChange, Fold, Snapshot, UdpFrontends};
 pub use ruleset::{MARK, TABLE};
 pub use stage::Stage;

@@ -144,6 +144,10 @@ pub enum Action {
         inside: Vec<SocketAddr>,
         /// For everybody else, without source NAT; dropped when there is none.
         outside: Vec<SocketAddr>,
+        /// Whether pods are inside. Not at node ports, where a pod of another node would be answered by an endpoint
+        /// next to it, past the node that it asked: there pods are outside, and where there is nothing for those, inside
+        /// with source NAT.
+        pods_inside: bool,
     },
 }
 
@@ -283,7 +287,7 @@ impl<'a> Reached<'a> {
         let internal = self.internal(&categories);
         view.frontends.push(self.frontend(FrontendKind::ClusterIp, self.identity, internal));
         for (kind, address) in self.external_addresses(around) {
-            let mut frontend = self.frontend(kind, address, self.external(&categories));
+            let mut frontend = self.frontend(kind, address, self.external(kind, &categories));
             if kind == FrontendKind::LoadBalancer {
                 frontend.sources = sources.cloned();
             }
@@ -317,7 +321,7 @@ impl<'a> Reached<'a> {
         }
     }
 
-    fn external(&self, categories: &Categories) -> Action {
+    fn external(&self, kind: FrontendKind, categories: &Categories) -> Action {
         let local = self.spec.external_traffic_policy.as_deref() == Some("Local");
         if !categories.any {
             return Action::Reject;
@@ -326,6 +330,7 @@ impl<'a> Reached<'a> {
             return Action::Split {
                 inside: categories.cluster.clone(),
                 outside: categories.local.clone(),
+                pods_inside: kind != FrontendKind::NodePort,
             };
         }
         let endpoints = categories.cluster.clone();
@@ -416,8 +421,10 @@ fn health(
     if !load_balancer || spec.external_traffic_policy.as_deref() != Some("Local") {
         return None;
     }
-    let mut local: BTreeSet<IpAddr> = BTreeSet::new();
+    // A pod of two families is one endpoint: the family that has more counts.
+    let mut count = 0;
     for cluster_ip in cluster_ips(spec) {
+        let mut local: BTreeSet<IpAddr> = BTreeSet::new();
         for port in spec.ports.iter().flatten() {
             let Some(reached) = Reached::of(service, spec, port, cluster_ip) else { continue };
             let ipv4 = cluster_ip.is_ipv4();
@@ -425,6 +432,7 @@ fn health(
             let ready = endpoints.iter().filter(|endpoint| endpoint.is_local && endpoint.ready);
             local.extend(ready.map(|endpoint| endpoint.address.ip()));
         }
+        count = count.max(local.len());
     }
-    Some((port, local.len()))
+    Some((port, count))
 }

@@ -28,6 +28,12 @@ pub struct Candidate {
     pub for_zones: Vec<String>,
 }
 
+impl Candidate {
+    fn could_serve(&self) -> bool {
+        self.fits && (self.ready || self.draining)
+    }
+}
+
 /// Why an endpoint gets no new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeftOut {
@@ -143,18 +149,22 @@ fn is_of_type(slice: &EndpointSlice, address: &IpAddr) -> bool {
 /// Whether there is any endpoint at all that could take the packet; when there is none, it is refused at once.
 /// Source: services.md section 4, "No endpoints anywhere".
 pub(super) fn any_could_serve(all: &[Candidate]) -> bool {
-    all.iter().any(|candidate| candidate.fits && (candidate.ready || candidate.draining))
+    all.iter().any(Candidate::could_serve)
 }
 
-/// By which policy the client chooses. An external policy of Local does not bind pods and the node itself.
+/// By which policy the client chooses. An external policy of Local does not bind pods and the node itself. At a node port
+/// pods stay on the node where they can: a pod of another node would be answered by an endpoint next to it, past this
+/// node, unless this node masqueraded it.
 /// Source: services.md section 1, rows 19 and 21; KEP-2086; `pkg/proxy/topology.go`.
-pub(super) fn scope(target: &Target<'_>, client: Client) -> Scope {
+pub(super) fn scope(target: &Target<'_>, client: Client, all: &[Candidate]) -> Scope {
+    let is_here = all.iter().any(|candidate| candidate.is_local && candidate.could_serve());
     let local = |policy: &Option<String>| policy.as_deref() == Some("Local");
     match target.kind {
         FrontendKind::ClusterIp if local(&target.spec.internal_traffic_policy) => Scope::Local,
         FrontendKind::ClusterIp => Scope::Cluster,
         _ if !local(&target.spec.external_traffic_policy) => Scope::Cluster,
         _ if client == Client::Outside => Scope::Local,
+        FrontendKind::NodePort if client == Client::Pod && is_here => Scope::Local,
         _ => Scope::ShortCircuit,
     }
 }
@@ -167,7 +177,7 @@ pub(super) fn choose(
     node: &NodeView,
 ) -> (BTreeSet<SocketAddr>, Vec<(SocketAddr, LeftOut)>) {
     let fitting: Vec<&Candidate> = all.iter().filter(|candidate| candidate.fits).collect();
-    let chosen = match scope(target, client) {
+    let chosen = match scope(target, client, all) {
         Scope::Local => {
             let here = fitting.iter().copied().filter(|candidate| candidate.is_local).collect();
             ready_or_draining(here)
@@ -176,7 +186,7 @@ pub(super) fn choose(
     };
     let chosen: BTreeSet<SocketAddr> = chosen.iter().map(|candidate| candidate.address).collect();
     let others = all.iter().filter(|candidate| !chosen.contains(&candidate.address));
-    let local = scope(target, client) == Scope::Local;
+    let local = scope(target, client, all) == Scope::Local;
     let left_out = others.map(|other| (other.address, why_not(other, local, node))).collect();
     (chosen, left_out)
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Packet;
+use super::endpoints::Scope;
 use super::frontends::Target;
 use crate::proxy::Settings;
 use crate::service::FrontendKind;
@@ -63,9 +64,15 @@ fn source_ranges(target: &Target<'_>) -> Vec<IpNet> {
 
 /// Whether the endpoint sees the node instead of the client, whoever the endpoint is:
 /// clients of cluster addresses that are no pods (all, with `--masquerade-all`; none, where the addresses of pods are
-/// not known), and external clients unless the policy is Local. With that the node itself is masqueraded, pods are not.
+/// not known), and external clients unless the policy is Local. With that the node itself is masqueraded, and pods are
+/// where a node port leads them to another node.
 /// Source: services.md section 4, "Source NAT"; `pkg/proxy/nftables/proxier.go`.
-pub(super) fn is_masqueraded(target: &Target<'_>, client: Client, settings: &Settings) -> bool {
+pub(super) fn is_masqueraded(
+    target: &Target<'_>,
+    client: Client,
+    scope: Scope,
+    settings: &Settings,
+) -> bool {
     let local = target.spec.external_traffic_policy.as_deref() == Some("Local");
     let pods_known = || {
         let mut pods = settings.pod_cidrs.iter();
@@ -75,6 +82,7 @@ pub(super) fn is_masqueraded(target: &Target<'_>, client: Client, settings: &Set
         FrontendKind::ClusterIp if settings.masquerade_all => true,
         FrontendKind::ClusterIp => client != Client::Pod && pods_known(),
         _ if !local => true,
+        FrontendKind::NodePort if scope == Scope::ShortCircuit => true,
         _ => client == Client::Node,
     }
 }

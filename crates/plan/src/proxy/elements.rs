@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use net::nft::{Family, Field, Fields, Key, Set, SetData, Value, Verdict};
+use net::nft::{Elements, Family, Field, Fields, Key, Set, SetData, Value, Verdict};
 
-use crate::service::{Action, Frontend, Masquerade, ServiceView};
+use crate::service::{Action, Frontend, Masquerade, Protocol, ServiceView};
 
 /// Set in the identity of a set of endpoints that is this node's only: a client's affinity to an endpoint elsewhere
 /// must not lead there through a frontend with policy Local.
@@ -199,12 +199,15 @@ pub(super) enum Class {
     Reject,
     Drop,
     Split,
+    /// The same, where pods are outside.
+    SplitNode,
     Guard,
     Draw(ChainId),
 }
 
 impl Class {
-    pub(super) const FIXED: [Self; 4] = [Self::Reject, Self::Drop, Self::Split, Self::Guard];
+    pub(super) const FIXED: [Self; 5] =
+        [Self::Reject, Self::Drop, Self::Split, Self::SplitNode, Self::Guard];
     /// Numbers of drawing classes are kind and count: 2000004 draws one of four for everybody.
     const KIND: u32 = 1_000_000;
     /// Where the numbers of drawing classes with affinity begin: count, kind and seconds in one. One number and not
@@ -220,6 +223,7 @@ impl Class {
             Self::Drop => 2,
             Self::Split => 3,
             Self::Guard => 4,
+            Self::SplitNode => 5,
             Self::Draw(id) => {
                 let kind = match (id.local, id.masquerade, id.local_identity) {
                     (true, ..) => 4,
@@ -250,12 +254,15 @@ impl Class {
             Self::Reject => Verdict::Goto("reject".into()),
             Self::Drop => Verdict::Drop,
             Self::Split => Verdict::Goto("split".into()),
+            Self::SplitNode => Verdict::Goto("split-node".into()),
             Self::Guard => Verdict::Goto("guard".into()),
             Self::Draw(id) => Verdict::Goto(Arc::from(id.name())),
         };
         let maps: &[SetId] = match self {
             Self::Guard => &[SetId::Classes],
-            Self::Reject | Self::Drop | Self::Split => &[SetId::Classes, SetId::GuardedClasses],
+            Self::Reject | Self::Drop | Self::Split | Self::SplitNode => {
+                &[SetId::Classes, SetId::GuardedClasses]
+            }
             Self::Draw(_) => &[SetId::Classes, SetId::GuardedClasses, SetId::SplitClasses],
         };
         maps.iter().map(move |map| (*map, self.fields().key(), Value::Verdict(verdict.clone())))
@@ -310,7 +317,7 @@ impl Lowered {
                 let chain = ChainId { masquerade, local: false, ..chain(frontend, *local) };
                 self.draw(frontend, endpoints, chain)
             }
-            Action::Split { inside, outside } => {
+            Action::Split { inside, outside, pods_inside } => {
                 self.identify(frontend);
                 if !inside.is_empty() {
                     let class = self.draw(frontend, inside, chain(frontend, false));
@@ -321,7 +328,7 @@ impl Lowered {
                     let class = self.draw(frontend, outside, id);
                     self.push(SetId::Outside, frontend, class);
                 }
-                Class::Split
+                if *pods_inside { Class::Split } else { Class::SplitNode }
             }
         };
         let Some(sources) = &frontend.sources else {
@@ -399,4 +406,27 @@ fn key(frontend: &Frontend) -> Fields {
 fn identity(frontend: &Frontend, local: bool) -> Fields {
     let mark = u32::from(frontend.identity.port()) | if local { IDENTITY_LOCAL } else { 0 };
     Fields::new().address(frontend.identity.ip()).mark(mark)
+}
+
+/// The UDP frontends among the elements of [`SetId::Services`], as the kernel shows them.
+#[must_use]
+pub fn udp_frontends(family: Family, elements: &Elements) -> BTreeSet<SocketAddr> {
+    let width = match family {
+        Family::Ip => 4,
+        Family::Ip6 => 16,
+    };
+    let frontends = elements.keys().filter_map(|key| {
+        let (address, rest) = key.bytes.split_at_checked(width)?;
+        let address = match family {
+            Family::Ip => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+            Family::Ip6 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+        };
+        // Each field has whole words: the protocol's byte and the port's two come first in theirs.
+        let (&[protocol, ..], &[high, low, ..]) = rest.split_first_chunk::<4>()? else {
+            return None;
+        };
+        let port = u16::from_be_bytes([high, low]);
+        (protocol == Protocol::Udp.number()).then(|| SocketAddr::new(address, port))
+    });
+    frontends.collect()
 }

@@ -374,7 +374,7 @@ fn udp(view: &ServiceView) -> Vec<(SocketAddr, Vec<SocketAddr>)> {
             let endpoints = match &frontend.action {
                 Action::Reject | Action::Drop => Vec::new(),
                 Action::Forward { endpoints, .. } => endpoints.clone(),
-                Action::Split { inside, outside } => [inside.as_slice(), outside].concat(),
+                Action::Split { inside, outside, .. } => [inside.as_slice(), outside].concat(),
             };
             (frontend.address, endpoints)
         })

@@ -55,6 +55,7 @@ pub(super) fn skeleton(family: Family, settings: &Settings) -> Table {
         ("frontends", rules.frontends()),
         ("guard", rules.guard()),
         ("split", rules.split()),
+        ("split-node", rules.split_node()),
         ("split-inside", rules.lookup_twice(SetId::Inside)),
         ("split-own", vec![rules.mark(), Rule::new([goto("split-inside")])]),
         ("mark-off-cluster", rules.mark_off_cluster()),
@@ -185,6 +186,21 @@ impl Rules<'_> {
         let [fib, cmp] = self.own_source();
         rules.push(Rule::new([fib, cmp, goto("split-own")]));
         rules.extend(self.lookup_twice(SetId::Outside));
+        rules
+    }
+
+    /// The same at node ports. Pods may be of another node, and would be answered by an endpoint next to them, past this
+    /// node: they get endpoints of this node, or are masqueraded.
+    fn split_node(&self) -> Vec<Rule> {
+        let [fib, cmp] = self.own_source();
+        let mut rules = vec![Rule::new([fib, cmp, goto("split-own")])];
+        rules.extend([self.classify(SetId::Outside), self.classify(SetId::Outside)]);
+        for cidr in self.settings.pod_cidrs(self.family) {
+            let mut exprs = within(load::source(self.family, Reg(0)), cidr);
+            exprs.push(goto("split-own"));
+            rules.push(Rule { exprs });
+        }
+        rules.push(drop());
         rules
     }
 

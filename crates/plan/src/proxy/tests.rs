@@ -383,6 +383,10 @@ proptest! {
             }
             prop_assert_eq!(found, expected);
         }
+        let shown = FAMILIES.into_iter().flat_map(|family| {
+            super::udp_frontends(family, &at_once.table(family).elements["services"])
+        });
+        prop_assert_eq!(shown.collect::<BTreeSet<_>>(), at_once.udp().into_keys().collect());
         prop_assert_eq!(one_by_one.udp(), at_once.udp());
         prop_assert_eq!(one_by_one.health(), at_once.health());
     }
