@@ -4,23 +4,25 @@
 //! what differs. What the kernel has goes on forwarding while this is not running.
 
 mod health;
+mod prepare;
 mod sink;
 mod udp;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
-use client::{ApplyError, Client, Inputs, ListParams, Next, Reconcile, Reflector};
+use client::{ApplyError, Client, Inputs, ListParams, Next, Reconcile, Recorder, Reflector};
 use net::nft::Table;
 use parking_lot::Mutex;
 use plan::proxy::{Change, Dirty, FAMILIES, Fold, Settings, Snapshot};
 use tokio_util::sync::CancellationToken;
 
 pub use health::Health;
+pub use prepare::{ConntrackLimits, prepare};
 pub use sink::{Sink, SinkError};
 
 /// How long elements stay that packets which are just being looked up may still need.
@@ -30,8 +32,6 @@ const VERIFY_AFTER: Duration = Duration::from_secs(5);
 /// Where upstream's proxy answers `/healthz` and `/livez`.
 const HEALTH_PORT: u16 = 10256;
 
-const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
-
 /// How to run the proxy.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -39,13 +39,16 @@ pub struct Config {
     pub settings: Settings,
     /// Where `/healthz` and `/livez` answer; upstream's is `0.0.0.0:10256`.
     pub health: SocketAddr,
+    /// Connection tracking.
+    pub conntrack: ConntrackLimits,
 }
 
 impl Config {
     /// The defaults around `settings`.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, health: SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT)) }
+        let health = SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT));
+        Self { settings, health, conntrack: ConntrackLimits::default() }
     }
 }
 
@@ -84,7 +87,7 @@ impl Proxy {
         let fold = self.fold.get_mut();
         let udp = match plan {
             Plan::Replace(tables) => {
-                self.sink.replace(&tables)?;
+                self.udp.retire(self.sink.replace(&tables)?);
                 true
             }
             Plan::Change(change) => {
@@ -101,7 +104,7 @@ impl Proxy {
             self.udp.clean(fold)?;
         }
         self.sink.verify(|family| fold.table(family))?;
-        self.health.publish(fold.health());
+        self.health.publish(fold.health(), &fold.node().addresses);
         let wait = if self.sink.has_spare() { SWEEP_AFTER } else { VERIFY_AFTER };
         Ok(Next::After(wait))
     }
@@ -141,11 +144,9 @@ pub async fn run(
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), SinkError> {
-    // Packets that connection tracking calls invalid would reach clients untranslated, and be answered with resets.
-    if let Err(error) = kernel::sysctl::set(BE_LIBERAL, "1") {
-        tracing::warn!(component = "proxy", %error, "connections may be reset by packets out of window");
-    }
+    prepare(&config.settings, config.conntrack);
     let health = Health::start(config.health, shutdown.clone());
+    health.report_to(Recorder::new(&client, "kube-proxy", &config.settings.node));
     let proxy = Proxy::open(config.settings.clone(), health.clone())?;
     let services: Reflector<Service> = Reflector::start(&client, ListParams::default());
     let slices: Reflector<EndpointSlice> = Reflector::start(&client, ListParams::default());
@@ -155,20 +156,24 @@ pub async fn run(
     // Listeners are called after the view has the change, so what is named here is in the next snapshot.
     let dirty: Arc<Mutex<Dirty>> = Arc::default();
     let (of_services, of_slices) = (Arc::clone(&dirty), Arc::clone(&dirty));
+    let (services_wait, slices_wait) = (health.clone(), health.clone());
     let inputs = Inputs::new()
         .with(())
         .on(&services, move |change, keys| {
             of_services.lock().services.insert(change.name.clone());
+            services_wait.queued(Instant::now());
             keys.insert(());
         })
         .on(&slices, move |change, keys| {
             of_slices.lock().slices.insert(change.name.clone());
+            slices_wait.queued(Instant::now());
             keys.insert(());
         })
         .on(&node, |_, keys| keys.extend([()]));
     let of_node = config.settings.clone();
     let name = config.settings.node;
     let snapshot = move || {
+        health.syncing();
         let dirty = Some(std::mem::take(&mut *dirty.lock()));
         let node = node.view().get("", &name).cloned();
         health.observe(node.as_deref());

@@ -3,15 +3,16 @@
 //! Load balancers ask a Service's `healthCheckNodePort` whether this node has endpoints; external ones ask `/healthz`
 //! whether this node is to get traffic at all. Upstream counterpart: `pkg/proxy/healthcheck`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use api::core::Node;
+use api::core::{Node, ObjectReference};
 use api::{Kind, Name};
 use bytes::Bytes;
+use client::{EventKind, Recorder};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -22,24 +23,39 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
-/// Between tries to listen on a port that somebody else has.
-const RETRY: Duration = Duration::from_secs(5);
+/// Between tries to listen on a port that somebody else has: at first, and at most. A proxy that is restarted finds its
+/// predecessor's sockets for a moment.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// A change that waits for longer makes the proxy unhealthy: upstream's two periods of 30 seconds.
+const OVERDUE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether the kernel has had a whole state once.
-    programmed: bool,
+    /// When the kernel last had everything; `None` before the first time.
+    updated: Option<jiff::Timestamp>,
+    /// Since when a change waits that no sync has taken up.
+    queued: Option<Instant>,
+    /// Since when a change waits that a sync has taken up, and has not ended.
+    syncing: Option<Instant>,
     /// Whether the node is to keep its traffic.
     eligible: bool,
     services: BTreeMap<u16, (Name, usize)>,
-    listeners: BTreeMap<u16, CancellationToken>,
+    listeners: BTreeMap<SocketAddr, CancellationToken>,
+    recorder: Option<Recorder>,
+}
+
+impl State {
+    fn is_healthy(&self) -> bool {
+        let in_time = |since: Instant| since.elapsed() <= OVERDUE;
+        self.updated.is_some() && self.queued.into_iter().chain(self.syncing).all(in_time)
+    }
 }
 
 /// What the HTTP answers say. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Health {
     state: Arc<Mutex<State>>,
-    address: SocketAddr,
     shutdown: CancellationToken,
 }
 
@@ -47,10 +63,15 @@ impl Health {
     /// Starts to answer at `address` until `shutdown`. Needs a tokio runtime.
     #[must_use]
     pub fn start(address: SocketAddr, shutdown: CancellationToken) -> Self {
-        let health = Self { state: Arc::default(), address, shutdown: shutdown.clone() };
+        let health = Self { state: Arc::default(), shutdown: shutdown.clone() };
         health.state.lock().eligible = true;
         tokio::spawn(health.clone().listen(address, shutdown));
         health
+    }
+
+    /// Tells Services whose port is not to be had with events.
+    pub fn report_to(&self, recorder: Recorder) {
+        self.state.lock().recorder = Some(recorder);
     }
 
     /// Takes the node's state: a node that goes away asks for no more traffic.
@@ -62,50 +83,88 @@ impl Health {
         self.state.lock().eligible = !tainted && !node.is_deleting();
     }
 
-    /// The kernel has the state that these Services belong to. Opens and closes their ports.
-    pub fn publish(&self, services: BTreeMap<u16, (Name, usize)>) {
+    /// A change waits since `since`.
+    pub fn queued(&self, since: Instant) {
         let mut state = self.state.lock();
-        state.programmed = true;
-        if state.services == services {
-            return;
-        }
-        state.listeners.retain(|port, listener| {
-            let keep = services.contains_key(port);
+        state.queued = Some(state.queued.map_or(since, |queued| queued.min(since)));
+    }
+
+    /// A sync takes up what waits. It ends with [`Health::publish`].
+    pub fn syncing(&self) {
+        let mut state = self.state.lock();
+        let waiting = state.queued.take().into_iter().chain(state.syncing).min();
+        state.syncing = waiting;
+    }
+
+    /// The kernel has the state that these Services belong to. Opens and closes their ports at `addresses`: where node
+    /// ports answer.
+    pub fn publish(&self, services: BTreeMap<u16, (Name, usize)>, addresses: &[IpAddr]) {
+        let mut state = self.state.lock();
+        state.updated = Some(jiff::Timestamp::now());
+        state.syncing = None;
+        let wanted: BTreeSet<SocketAddr> = services
+            .keys()
+            .flat_map(|port| addresses.iter().map(|address| SocketAddr::new(*address, *port)))
+            .collect();
+        state.services = services;
+        state.listeners.retain(|at, listener| {
+            let keep = wanted.contains(at);
             if !keep {
                 listener.cancel();
             }
             keep
         });
-        for port in services.keys() {
-            if !state.listeners.contains_key(port) {
+        for at in wanted {
+            state.listeners.entry(at).or_insert_with(|| {
                 let token = self.shutdown.child_token();
-                let address = SocketAddr::new(self.address.ip(), *port);
-                tokio::spawn(self.clone().listen(address, token.clone()));
-                state.listeners.insert(*port, token);
-            }
+                tokio::spawn(self.clone().listen(at, token.clone()));
+                token
+            });
         }
-        state.services = services;
     }
 
     async fn listen(self, address: SocketAddr, shutdown: CancellationToken) {
+        let mut retry = RETRY_MIN;
         loop {
             let listener = TcpListener::bind(address).await;
             match listener {
                 Ok(listener) => {
+                    retry = RETRY_MIN;
                     tokio::select! {
                         () = shutdown.cancelled() => return,
                         () = self.accept(&listener, &shutdown) => {}
                     }
                 }
-                Err(error) => {
-                    tracing::warn!(component = "proxy", %address, %error, "the health check port is not to be had");
-                }
+                Err(error) if retry >= RETRY_MAX => self.complain(address, &error),
+                Err(_) => {}
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(RETRY) => {}
+                () = tokio::time::sleep(retry) => {}
             }
+            retry = (retry * 2).min(RETRY_MAX);
         }
+    }
+
+    /// A port that is not to be had: the log knows, and the Service whose port it is.
+    fn complain(&self, address: SocketAddr, error: &std::io::Error) {
+        tracing::warn!(component = "proxy", %address, %error, "the health check port is not to be had");
+        let state = self.state.lock();
+        let about = state.services.get(&address.port());
+        let (Some((name, _)), Some(recorder)) = (about, &state.recorder) else { return };
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Service".to_owned()),
+            namespace: Some(name.namespace.to_string()),
+            name: Some(name.name.to_string()),
+            ..ObjectReference::default()
+        };
+        let (host, port) = (address.ip(), address.port());
+        let message = format!(
+            "node {host} failed to start healthcheck {:?} on port {port}: {error}",
+            format!("{}/{}", name.namespace, name.name)
+        );
+        recorder.event_at(about, EventKind::Warning, "FailedToStartServiceHealthcheck", message);
     }
 
     /// Serves connections until the listener fails.
@@ -133,27 +192,33 @@ impl Health {
     fn answer(&self, port: u16, path: &str) -> Response<Full<Bytes>> {
         let state = self.state.lock();
         if let Some((name, count)) = state.services.get(&port) {
-            let healthy = state.programmed && *count > 0;
             let body = serde_json::json!({
                 "service": { "namespace": &*name.namespace, "name": &*name.name },
                 "localEndpoints": count,
-                "serviceProxyHealthy": state.programmed,
+                "serviceProxyHealthy": state.is_healthy(),
             });
-            return respond(healthy, &body);
+            let mut response = respond(state.is_healthy() && *count > 0, &body);
+            let weight = http::HeaderValue::from(*count);
+            response.headers_mut().insert("x-load-balancing-endpoint-weight", weight);
+            return response;
         }
-        let healthy = match path {
-            "/livez" => state.programmed,
-            "/healthz" => state.programmed && state.eligible,
+        let mut body = serde_json::json!({
+            "lastUpdated": state.updated.map(|time| time.to_string()),
+            "currentTime": jiff::Timestamp::now().to_string(),
+        });
+        match path {
+            "/livez" => respond(state.is_healthy(), &body),
+            "/healthz" => {
+                body["nodeEligible"] = state.eligible.into();
+                respond(state.is_healthy() && state.eligible, &body)
+            }
             _ => {
                 let mut response =
                     Response::new(Full::new(Bytes::from_static(b"404 page not found\n")));
                 *response.status_mut() = StatusCode::NOT_FOUND;
-                return response;
+                response
             }
-        };
-        let body =
-            serde_json::json!({ "nodeEligible": state.eligible, "programmed": state.programmed });
-        respond(healthy, &body)
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! The kernel's side of the proxy: what was committed, and whether it is still so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use kernel::nftables::{Inventory, NetfilterError, Nftables};
 use net::nft::{Family, Op, Table, Transaction, replace_elements};
-use plan::proxy::{Change, Stage, TABLE};
+use plan::proxy::{Change, FamilyChange, SetId, Stage, TABLE, udp_frontends};
 
 /// Why the kernel could not be told.
 #[derive(Debug, thiserror::Error)]
@@ -63,26 +64,33 @@ impl Sink {
         self.stages.values().any(|stage| !stage.is_empty())
     }
 
-    /// Makes the kernel's tables these, whatever they were. What clients are remembered for stays.
+    /// Makes the kernel's tables these, whatever they were. What clients are remembered for stays. Answers the UDP
+    /// frontends that were there before: of this agent, or of one before it.
     ///
     /// # Errors
-    /// When the kernel refuses even a table made afresh.
-    pub fn replace(&mut self, tables: &[Table]) -> Result<(), SinkError> {
+    /// When the kernel refuses even a table made afresh. The other family's is made all the same.
+    pub fn replace(&mut self, tables: &[Table]) -> Result<BTreeSet<SocketAddr>, SinkError> {
         self.known = false;
+        let (mut before, mut result) = (BTreeSet::new(), Ok(()));
         for table in tables {
-            self.replace_one(table)?;
+            result = result.and(self.replace_one(table, &mut before));
         }
+        result?;
         self.generation = self.nft.generation()?;
         self.suspect = false;
         self.known = true;
-        Ok(())
+        Ok(before)
     }
 
-    fn replace_one(&mut self, table: &Table) -> Result<(), SinkError> {
+    fn replace_one(
+        &mut self,
+        table: &Table,
+        before: &mut BTreeSet<SocketAddr>,
+    ) -> Result<(), SinkError> {
         self.stages.insert(table.family, Stage::default());
         let found = self.nft.inventory(table.family, &table.name)?;
         let merged = match found {
-            Some(found) => self.merge(table, &found),
+            Some(found) => self.merge(table, &found, before),
             None => self.nft.commit(&transaction(table, table.creation())),
         };
         if let Err(error) = merged {
@@ -99,7 +107,12 @@ impl Sink {
     }
 
     /// Rules are replaced, elements changed where they differ, and what does not belong there goes.
-    fn merge(&mut self, table: &Table, found: &Inventory) -> Result<(), NetfilterError> {
+    fn merge(
+        &mut self,
+        table: &Table,
+        found: &Inventory,
+        before: &mut BTreeSet<SocketAddr>,
+    ) -> Result<(), NetfilterError> {
         let mut ops = vec![Op::AddTable];
         let chains = table.chains.iter();
         ops.extend(chains.map(|(name, chain)| Op::AddChain(Arc::clone(name), chain.hook)));
@@ -110,6 +123,9 @@ impl Sink {
         let mut changes = Vec::new();
         for (set, elements) in &table.elements {
             let old = self.nft.elements(table.family, &table.name, set)?.unwrap_or_default();
+            if &**set == SetId::Services.name() {
+                before.extend(udp_frontends(table.family, &old));
+            }
             changes.extend(replace_elements(set, &old, elements));
         }
         ops.extend(self.stages.entry(table.family).or_default().elements(changes));
@@ -123,16 +139,22 @@ impl Sink {
     /// Commits what differs.
     ///
     /// # Errors
-    /// When the kernel refuses: then what it has is not known.
+    /// When the kernel refuses: then what it has is not known. The other family's is committed all the same.
     pub fn change(&mut self, change: Change) -> Result<(), SinkError> {
+        let mut result = Ok(());
         for (family, change) in change.families {
-            let chains = !change.chains.is_empty();
-            let transaction = self.stages.entry(family).or_default().change(family, change);
-            self.commit(&transaction)?;
-            if chains {
-                let inventory = self.nft.inventory(family, TABLE)?;
-                self.inventories.insert(family, inventory);
-            }
+            result = result.and(self.change_one(family, change));
+        }
+        result
+    }
+
+    fn change_one(&mut self, family: Family, change: FamilyChange) -> Result<(), SinkError> {
+        let chains = !change.chains.is_empty();
+        let transaction = self.stages.entry(family).or_default().change(family, change);
+        self.commit(&transaction)?;
+        if chains {
+            let inventory = self.nft.inventory(family, TABLE)?;
+            self.inventories.insert(family, inventory);
         }
         Ok(())
     }
@@ -142,11 +164,12 @@ impl Sink {
     /// # Errors
     /// When the kernel refuses: then what it has is not known.
     pub fn sweep(&mut self) -> Result<(), SinkError> {
+        let mut result = Ok(());
         for family in plan::proxy::FAMILIES {
             let transaction = self.stages.entry(family).or_default().sweep(family);
-            self.commit(&transaction)?;
+            result = result.and(self.commit(&transaction));
         }
-        Ok(())
+        result
     }
 
     fn commit(&mut self, transaction: &Transaction) -> Result<(), SinkError> {
@@ -183,7 +206,7 @@ impl Sink {
                     family,
                     "somebody changed the table; it is repaired"
                 );
-                return self.replace(&tables);
+                return self.replace(&tables).map(|_| ());
             }
         }
         Ok(())

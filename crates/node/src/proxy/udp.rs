@@ -11,9 +11,6 @@ use plan::proxy::{FAMILIES, Fold, UdpFrontends};
 
 use super::SinkError;
 
-/// NodePorts that an agent before this one may have served.
-const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
-
 /// Knows which flows were this proxy's.
 #[derive(Debug)]
 pub(super) struct Cleaner {
@@ -21,13 +18,17 @@ pub(super) struct Cleaner {
     /// Frontends that were there and are not; kept so that late flows to them go too.
     retired: BTreeSet<SocketAddr>,
     last: UdpFrontends,
-    first: bool,
 }
 
 impl Cleaner {
     pub(super) fn open() -> Result<Self, SinkError> {
         let (retired, last) = (BTreeSet::new(), UdpFrontends::new());
-        Ok(Self { conntrack: Conntrack::open()?, retired, last, first: true })
+        Ok(Self { conntrack: Conntrack::open()?, retired, last })
+    }
+
+    /// Takes note of frontends that the kernel had from an agent before this one.
+    pub(super) fn retire(&mut self, frontends: BTreeSet<SocketAddr>) {
+        self.retired.extend(frontends);
     }
 
     /// Deletes what does not belong.
@@ -43,7 +44,6 @@ impl Cleaner {
             }
         }
         self.last = now;
-        self.first = false;
         Ok(())
     }
 
@@ -53,9 +53,6 @@ impl Cleaner {
         }
         let address = flow.destination.ip();
         let ours = fold.settings().service_cidrs.iter().any(|cidr| cidr.contains(&address));
-        let node_port = self.first
-            && fold.node().addresses.contains(&address)
-            && NODE_PORTS.contains(&flow.destination.port());
-        flow.translated && (ours || node_port || self.retired.contains(&flow.destination))
+        flow.translated && (ours || self.retired.contains(&flow.destination))
     }
 }
