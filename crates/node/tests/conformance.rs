@@ -1,0 +1,31 @@
+//! The conformance suite for data planes: real packets between network namespaces, compared with the executable
+//! specification, row by row of the requirements and in random clusters. It writes `docs/conformance.md`.
+
+#![expect(clippy::unwrap_used, reason = "a world that cannot be built fails its test")]
+
+#[path = "conformance/mode.rs"]
+mod mode;
+#[path = "conformance/objects.rs"]
+mod objects;
+#[path = "conformance/random.rs"]
+mod random;
+#[path = "conformance/rows.rs"]
+mod rows;
+#[path = "conformance/table.rs"]
+mod table;
+#[path = "conformance/topology.rs"]
+mod topology;
+#[path = "conformance/traffic.rs"]
+mod traffic;
+#[path = "conformance/world.rs"]
+mod world;
+
+#[test]
+fn every_row_holds_in_every_mode() {
+    table::every_row_in_every_mode();
+}
+
+#[test]
+fn random_clusters_are_carried_as_decided() {
+    random::compare();
+}

@@ -1,0 +1,328 @@
+//! What lasts longer than one packet: tracked flows and session affinity.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use net::nft::Family;
+use plan::proxy::FAMILIES;
+use plan::service::Protocol;
+
+use super::{Row, missing, row};
+use crate::objects::{Sketch, balancer_ip, cluster, end, port, service};
+use crate::topology::{node_ip, on_link};
+use crate::traffic::{Asker, Conversation, Reply, UdpFlow};
+use crate::world::{PROTOCOLS, World, source};
+
+pub(super) const ROWS: [Row; 15] = [
+    row("UDP conntrack", "an endpoint is removed: its flows go to another", udp_removed),
+    row("UDP conntrack", "an endpoint only drains: its flows go to a ready one", udp_draining),
+    row("UDP conntrack", "the last endpoint goes: flows are refused", udp_none),
+    row("UDP conntrack", "the first endpoint comes: refused flows are served", udp_first),
+    row("UDP conntrack", "the Service is deleted, at every kind of address", udp_deleted),
+    row("UDP conntrack", "the nodePort is changed", udp_node_port),
+    row("UDP conntrack", "the same, while the agent was dead", udp_while_dead),
+    row("UDP conntrack", "unaffected flows survive changes and a restart", udp_survives),
+    row("TCP to a removed endpoint", "left alone", tcp_left_alone),
+    missing("TCP to a removed endpoint", "opt-in reset after grace"),
+    row("Session affinity", "a client comes back, at every address of the Service port", sticky),
+    row("Session affinity", "kept across updates and restarts", sticky_kept),
+    row("Session affinity", "dropped when the endpoint is no longer usable", sticky_dropped),
+    row(
+        "Session affinity",
+        "forgotten after the timeout, which every connection begins anew",
+        sticky_timeout,
+    ),
+    row("Session affinity", "policy Local does not lead to other nodes", sticky_local),
+];
+
+const UDP: Protocol = Protocol::Udp;
+
+fn flow(world: &World, from: &str, family: Family) -> UdpFlow {
+    Asker { netns: &world.path(from), source: source(from, family) }.udp()
+}
+
+/// Every kind of address with a client that uses it.
+fn udp_targets(family: Family) -> [(&'static str, SocketAddr); 3] {
+    [
+        ("b", cluster(family, 10, UDP)),
+        ("client", SocketAddr::new(node_ip(family, "n1"), 30081)),
+        ("client", SocketAddr::new(balancer_ip(family, 10), port(UDP))),
+    ]
+}
+
+fn dns(pods: &[&'static str]) -> Sketch {
+    service(10, pods).node_port(30080).balanced("VIP")
+}
+
+/// Starts flows of every kind, changes the Service, and asks again on the same flows.
+fn flows_after(
+    world: &mut World,
+    before: Sketch,
+    change: impl FnOnce(&mut World),
+    check: impl Fn(&UdpFlow, SocketAddr, &str),
+) {
+    world.apply(&[before]);
+    let flows: Vec<(UdpFlow, SocketAddr, String)> = FAMILIES
+        .into_iter()
+        .flat_map(udp_targets)
+        .map(|(from, to)| {
+            let flow = flow(world, from, Family::of(&to.ip()));
+            let first = flow.ask(to);
+            (flow, to, first.name().to_owned())
+        })
+        .collect();
+    change(world);
+    for (flow, to, first) in &flows {
+        check(flow, *to, first);
+    }
+}
+
+fn udp_removed(world: &mut World) {
+    flows_after(
+        world,
+        dns(&["a"]),
+        |world| world.apply(&[dns(&["c"])]),
+        |flow, to, first| {
+            assert_eq!(first, "a");
+            assert_eq!(flow.ask(to).name(), "c", "{to}");
+        },
+    );
+}
+
+fn udp_draining(world: &mut World) {
+    let after = || dns(&[]).ends([end("a").draining(), end("c")]);
+    flows_after(
+        world,
+        dns(&["a"]),
+        |world| world.apply(&[after()]),
+        |flow, to, _| {
+            assert_eq!(flow.ask(to).name(), "c", "{to}");
+        },
+    );
+}
+
+fn udp_none(world: &mut World) {
+    flows_after(
+        world,
+        dns(&["a"]),
+        |world| world.apply(&[dns(&[])]),
+        |flow, to, _| {
+            assert_eq!(flow.ask(to), Reply::Refused, "{to}");
+        },
+    );
+}
+
+fn udp_first(world: &mut World) {
+    flows_after(
+        world,
+        dns(&[]),
+        |world| world.apply(&[dns(&["a"])]),
+        |flow, to, first| {
+            assert_eq!(first, "refused");
+            assert_eq!(flow.ask(to).name(), "a", "{to}");
+        },
+    );
+}
+
+fn udp_deleted(world: &mut World) {
+    flows_after(
+        world,
+        dns(&["a"]),
+        |world| world.apply(&[]),
+        |flow, to, first| {
+            assert_eq!(first, "a");
+            assert!(flow.ask_in_vain(to).peer().is_none(), "{to} still answers");
+        },
+    );
+}
+
+fn udp_node_port(world: &mut World) {
+    let other = || service(10, &["a"]).node_port(30090).balanced("VIP");
+    flows_after(
+        world,
+        dns(&["a"]),
+        |world| world.apply(&[other()]),
+        |flow, to, first| {
+            assert_eq!(first, "a");
+            let gone = to.port() == 30081;
+            assert_eq!(flow.ask_in_vain(to).peer().is_none(), gone, "{to}");
+        },
+    );
+}
+
+fn udp_while_dead(world: &mut World) {
+    let deleted = |world: &mut World| {
+        world.kill();
+        world.apply(&[service(11, &["c"])]);
+        world.restart();
+    };
+    flows_after(world, dns(&["a"]), deleted, |flow, to, _| {
+        assert!(flow.ask_in_vain(to).peer().is_none(), "{to} still answers");
+    });
+    let moved = |world: &mut World| {
+        world.kill();
+        world.apply(&[dns(&["c"])]);
+        world.restart();
+    };
+    flows_after(world, dns(&["a"]), moved, |flow, to, _| {
+        assert_eq!(flow.ask(to).name(), "c", "{to}");
+    });
+}
+
+fn udp_survives(world: &mut World) {
+    let all = ["a", "c", "d", "e"];
+    let change = |world: &mut World| {
+        world.apply(&[dns(&all), service(11, &["b"])]);
+        world.restart();
+        world.apply(&[dns(&all).set("internalTrafficPolicy", "Cluster".into())]);
+    };
+    // The flow stays where it is although there are others by now.
+    flows_after(world, dns(&["c"]), change, |flow, to, _| {
+        for _ in 0..4 {
+            assert_eq!(flow.ask(to).name(), "c", "{to}");
+        }
+    });
+    // A flow of the node's own, to no Service, is nobody's business.
+    for family in FAMILIES {
+        let flow = flow(world, "client", family);
+        let direct = SocketAddr::new(crate::topology::pod_ip(family, "a"), 8053);
+        assert_eq!(flow.ask(direct).name(), "a");
+        world.apply(&[]);
+        world.restart();
+        assert_eq!(flow.ask(direct).name(), "a");
+    }
+}
+
+fn tcp_left_alone(world: &mut World) {
+    for family in FAMILIES {
+        world.apply(&[service(10, &["a"]).node_port(30080)]);
+        let to_node = SocketAddr::new(node_ip(family, "n1"), 30080);
+        let targets = [("b", cluster(family, 10, Protocol::Tcp)), ("client", to_node)];
+        let mut all: Vec<Conversation> = targets
+            .into_iter()
+            .map(|(from, to)| {
+                Asker { netns: &world.path(from), source: source(from, family) }.connect(to)
+            })
+            .collect();
+        world.apply(&[service(10, &["c"]).node_port(30080)]);
+        for conversation in &mut all {
+            assert_eq!(conversation.say(), "a");
+        }
+        world.apply(&[]);
+        world.restart();
+        for conversation in &mut all {
+            assert_eq!(conversation.say(), "a");
+        }
+    }
+}
+
+const ALL: [&str; 4] = ["a", "c", "d", "e"];
+
+/// Who answers every time that this client asks at these addresses.
+fn same(world: &World, from: &str, protocol: Protocol, targets: &[SocketAddr]) -> String {
+    let first = world.ask(from, protocol, targets[0]);
+    for to in targets.iter().cycle().take(12) {
+        assert_eq!(world.ask(from, protocol, *to).name(), first.name(), "{from} to {to}");
+    }
+    first.name().to_owned()
+}
+
+fn sticky_targets(family: Family, protocol: Protocol) -> [SocketAddr; 3] {
+    let node_port = if protocol == UDP { 30081 } else { 30080 };
+    [
+        cluster(family, 10, protocol),
+        SocketAddr::new(node_ip(family, "n1"), node_port),
+        SocketAddr::new(balancer_ip(family, 10), port(protocol)),
+    ]
+}
+
+fn each(mut check: impl FnMut(Family, Protocol)) {
+    for family in FAMILIES {
+        for protocol in PROTOCOLS {
+            check(family, protocol);
+        }
+    }
+}
+
+fn sticky(world: &mut World) {
+    world.apply(&[dns(&ALL).sticky(600)]);
+    each(|family, protocol| {
+        let mut seen = std::collections::BTreeSet::new();
+        for from in ["a", "b", "n1", "client"] {
+            seen.insert(same(world, from, protocol, &sticky_targets(family, protocol)));
+        }
+        // Each client has its own; that all agree by chance is possible, so nothing is asked of `seen` but life.
+        assert!(!seen.is_empty());
+        world.agree("b", protocol, cluster(family, 10, protocol));
+    });
+}
+
+fn sticky_kept(world: &mut World) {
+    each(|family, protocol| {
+        world.apply(&[dns(&["a", "c"]).sticky(600)]);
+        let targets = sticky_targets(family, protocol);
+        let first = same(world, "b", protocol, &targets);
+        world.apply(&[dns(&ALL).sticky(600), service(11, &["b"])]);
+        assert_eq!(same(world, "b", protocol, &targets), first, "after an update");
+        world.kill();
+        world.restart();
+        assert_eq!(same(world, "b", protocol, &targets), first, "after a restart");
+    });
+}
+
+fn sticky_dropped(world: &mut World) {
+    each(|family, protocol| {
+        world.apply(&[dns(&ALL).sticky(600)]);
+        let targets = sticky_targets(family, protocol);
+        let first = same(world, "b", protocol, &targets);
+        let others = || ALL.into_iter().filter(|pod| *pod != first);
+        let unready = ALL.map(|pod| if pod == first { end(pod).unready() } else { end(pod) });
+        world.apply(&[dns(&[]).ends(unready).sticky(600)]);
+        let second = same(world, "b", protocol, &targets);
+        assert!(others().any(|pod| pod == second), "{second}");
+        let gone: Vec<&'static str> = ALL.into_iter().filter(|pod| *pod != second).collect();
+        world.apply(&[dns(&gone).sticky(600)]);
+        assert_ne!(same(world, "b", protocol, &targets), second);
+    });
+}
+
+fn sticky_timeout(world: &mut World) {
+    // A number of its own: clients of the others may be remembered from before.
+    world.apply(&[service(77, &ALL).sticky(1)]);
+    let path = world.path("n1");
+    let (before, started) = (world.mode.remembered(&path), Instant::now());
+    each(|family, protocol| {
+        same(world, "b", protocol, &[cluster(family, 77, protocol)]);
+    });
+    assert!(world.mode.remembered(&path) > before);
+    let patience = Duration::from_secs(20);
+    while world.mode.remembered(&path) > before {
+        assert!(started.elapsed() < patience, "a client is remembered for ever");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // Each connection begins the time anew.
+    let (to, mut asked) = (cluster(FAMILIES[0], 77, Protocol::Tcp), 0);
+    let first = world.ask("b", Protocol::Tcp, to);
+    let until = Instant::now() + Duration::from_millis(2500);
+    while Instant::now() < until {
+        assert_eq!(world.ask("b", Protocol::Tcp, to).name(), first.name(), "after {asked}");
+        asked += 1;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn sticky_local(world: &mut World) {
+    // What a client is remembered for at the ClusterIP may be elsewhere; through a node port with policy Local it stays.
+    world.apply(&[dns(&["c", "d", "e", "a"]).sticky(600).external_local()]);
+    each(|family, protocol| {
+        let [inside, node_port, _] = sticky_targets(family, protocol);
+        world.ask("client", protocol, inside);
+        let asker = |number| -> IpAddr { on_link(family, number) };
+        for number in [9, 200] {
+            let path = world.path("client");
+            let asker = Asker { netns: &path, source: asker(number) };
+            let counts = asker.ask_often(protocol, node_port, 6);
+            assert_eq!(counts.keys().collect::<Vec<_>>(), ["a"]);
+        }
+    });
+}

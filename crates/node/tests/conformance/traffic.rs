@@ -1,0 +1,256 @@
+//! Servers in pods and clients anywhere.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use kernel::netns;
+use plan::service::Protocol;
+use socket2::{Domain, Socket, Type};
+
+/// How long a client waits where an answer must come: only a failure takes so long.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// How long it waits where none may come.
+const SILENCE: Duration = Duration::from_millis(120);
+/// Where pods listen.
+pub(crate) const TCP_TARGET: u16 = 8080;
+pub(crate) const UDP_TARGET: u16 = 8053;
+
+/// What a client got.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reply {
+    /// A server's answer: its name, and whom it saw.
+    From(String, IpAddr),
+    /// Connection refused.
+    Refused,
+    /// Nothing in time.
+    Silence,
+}
+
+impl Reply {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::From(name, _) => name,
+            Self::Refused => "refused",
+            Self::Silence => "silence",
+        }
+    }
+
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        match self {
+            Self::From(_, peer) => Some(*peer),
+            Self::Refused | Self::Silence => None,
+        }
+    }
+}
+
+/// Answers TCP and UDP of both families in a namespace with a name and the asker's address. A TCP client may go on
+/// asking; each line is answered with the name.
+pub(crate) fn serve(path: &Path, name: &'static str) {
+    serve_at(path, name, &["0.0.0.0".parse().unwrap(), "::".parse().unwrap()]);
+}
+
+/// The same at these addresses only.
+pub(crate) fn serve_at(path: &Path, name: &'static str, addresses: &[IpAddr]) {
+    for address in addresses {
+        let (tcp, udp) = netns::within(path, || {
+            let tcp = listen(Type::STREAM, SocketAddr::new(*address, TCP_TARGET));
+            tcp.listen(1024).unwrap();
+            (TcpListener::from(tcp), listen(Type::DGRAM, SocketAddr::new(*address, UDP_TARGET)))
+        })
+        .unwrap();
+        let udp = UdpSocket::from(udp);
+        std::thread::spawn(move || {
+            for stream in tcp.incoming().flatten() {
+                std::thread::spawn(move || converse(stream, name));
+            }
+        });
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+                // Somebody who is gone needs no answer.
+                let _ = udp.send_to(format!("{name} {}", peer.ip()).as_bytes(), peer);
+            }
+        });
+    }
+}
+
+fn listen(kind: Type, address: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::for_address(address), kind, None).unwrap();
+    if address.is_ipv6() {
+        socket.set_only_v6(true).unwrap();
+    }
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket
+}
+
+fn converse(mut stream: TcpStream, name: &str) {
+    let Ok(peer) = stream.peer_addr() else { return };
+    if stream.write_all(format!("{name} {}\n", peer.ip()).as_bytes()).is_err() {
+        return;
+    }
+    let Ok(read) = stream.try_clone() else { return };
+    for line in BufReader::new(read).lines() {
+        if line.is_err() || stream.write_all(format!("{name}\n").as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Somebody who asks: in a namespace, under an address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker<'a> {
+    pub(crate) netns: &'a Path,
+    pub(crate) source: IpAddr,
+}
+
+impl Asker<'_> {
+    /// Asks where an answer must come.
+    pub(crate) fn ask(&self, protocol: Protocol, to: SocketAddr) -> Reply {
+        netns::within(self.netns, || ask(protocol, self.source, to, ANSWER_MAX)).unwrap()
+    }
+
+    /// Asks where no answer may come.
+    pub(crate) fn ask_in_vain(&self, protocol: Protocol, to: SocketAddr) -> Reply {
+        netns::within(self.netns, || ask(protocol, self.source, to, SILENCE)).unwrap()
+    }
+
+    /// Asks so often; how often each answer came.
+    pub(crate) fn ask_often(
+        &self,
+        protocol: Protocol,
+        to: SocketAddr,
+        times: u32,
+    ) -> BTreeMap<String, u32> {
+        let mut counts = BTreeMap::new();
+        netns::within(self.netns, || {
+            for _ in 0..times {
+                let reply = ask(protocol, self.source, to, ANSWER_MAX);
+                *counts.entry(reply.name().to_owned()).or_default() += 1;
+            }
+        })
+        .unwrap();
+        counts
+    }
+
+    /// A UDP socket that keeps its port.
+    pub(crate) fn udp(&self) -> UdpFlow {
+        let socket = netns::within(self.netns, || UdpSocket::bind((self.source, 0)).unwrap());
+        UdpFlow(socket.unwrap())
+    }
+
+    /// A TCP connection that stays.
+    pub(crate) fn connect(&self, to: SocketAddr) -> Conversation {
+        let stream = netns::within(self.netns, || connect(self.source, to, ANSWER_MAX)).unwrap();
+        let stream = stream.unwrap();
+        stream.set_read_timeout(Some(ANSWER_MAX)).unwrap();
+        let mut conversation = Conversation { reader: BufReader::new(stream) };
+        conversation.line();
+        conversation
+    }
+
+    /// The status and the body of an HTTP answer, its head in lower case before it.
+    pub(crate) fn get(&self, to: SocketAddr, path: &str) -> Option<(u16, String)> {
+        netns::within(self.netns, || {
+            let mut stream = connect(self.source, to, ANSWER_MAX).ok()?;
+            stream.set_read_timeout(Some(ANSWER_MAX)).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            let status = text.split(' ').nth(1)?.parse().ok()?;
+            Some((status, text))
+        })
+        .unwrap()
+    }
+}
+
+/// One UDP flow.
+pub(crate) struct UdpFlow(UdpSocket);
+
+impl UdpFlow {
+    pub(crate) fn ask(&self, to: SocketAddr) -> Reply {
+        self.ask_within(to, ANSWER_MAX)
+    }
+
+    pub(crate) fn ask_in_vain(&self, to: SocketAddr) -> Reply {
+        self.ask_within(to, SILENCE)
+    }
+
+    fn ask_within(&self, to: SocketAddr, timeout: Duration) -> Reply {
+        udp_ask(&self.0, to, timeout)
+    }
+}
+
+/// One TCP connection.
+pub(crate) struct Conversation {
+    reader: BufReader<TcpStream>,
+}
+
+impl Conversation {
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Says something; who answers.
+    pub(crate) fn say(&mut self) -> String {
+        self.reader.get_mut().write_all(b"?\n").unwrap();
+        self.line()
+    }
+}
+
+fn connect(source: IpAddr, to: SocketAddr, timeout: Duration) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    socket.connect_timeout(&to.into(), timeout)?;
+    Ok(socket.into())
+}
+
+fn ask(protocol: Protocol, source: IpAddr, to: SocketAddr, timeout: Duration) -> Reply {
+    if protocol == Protocol::Udp {
+        return udp_ask(&UdpSocket::bind((source, 0)).unwrap(), to, timeout);
+    }
+    let stream = match connect(source, to, timeout) {
+        Ok(stream) => stream,
+        Err(error) => return failed(&error),
+    };
+    stream.set_read_timeout(Some(timeout)).unwrap();
+    let mut answer = String::new();
+    match BufReader::new(stream).read_line(&mut answer) {
+        Ok(_) => parse(answer.trim_end()),
+        Err(error) => failed(&error),
+    }
+}
+
+fn udp_ask(socket: &UdpSocket, to: SocketAddr, timeout: Duration) -> Reply {
+    socket.set_read_timeout(Some(timeout)).unwrap();
+    socket.connect(to).unwrap();
+    let mut buffer = [0; 256];
+    let sent = match socket.send(b"?") {
+        // The kernel tells a sender on the node itself that its packet was discarded; what it is to be told of that, if
+        // anything, comes as for everybody else.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(0),
+        sent => sent,
+    };
+    match sent.and_then(|_| socket.recv(&mut buffer)) {
+        Ok(len) => parse(&String::from_utf8_lossy(&buffer[..len])),
+        Err(error) => failed(&error),
+    }
+}
+
+fn parse(answer: &str) -> Reply {
+    let (name, peer) = answer.split_once(' ').unwrap_or((answer, ""));
+    Reply::From(name.to_owned(), peer.parse().unwrap())
+}
+
+fn failed(error: &std::io::Error) -> Reply {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => Reply::Refused,
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => Reply::Silence,
+        other => panic!("{other:?}: {error}"),
+    }
+}
