@@ -1,9 +1,8 @@
-//! Nearest misses of names and ports; those of a Service's endpoints are [`crate::diagnose`]'s.
+//! Nearest misses of names, node ports and listeners. Why a Service has no endpoints is said where they are left out.
 
-use api::{Kind, Name};
+use api::Name;
 
 use super::{Chain, Cluster, Step};
-use crate::service::Frontend;
 
 /// Services that somebody may have meant by this name.
 pub(super) fn of_name(cluster: &Cluster, name: &Name) -> Vec<String> {
@@ -77,16 +76,6 @@ fn is_near(a: &str, b: &str) -> bool {
 }
 
 impl Chain<'_> {
-    /// Why the Service has nobody, if something is to be said.
-    pub(super) fn miss(&mut self, service: &Name, _at: &Frontend) {
-        let Some(found) = self.cluster.services.get(service) else { return };
-        let _ = found.name();
-        let hints: Vec<String> = Vec::new();
-        if !hints.is_empty() {
-            self.steps.push(Step::Why { hints });
-        }
-    }
-
     /// Why the pods do not listen where the Service sends.
     pub(super) fn miss_listener(&mut self, service: &Name) {
         let Some(found) = self.cluster.services.get(service) else { return };

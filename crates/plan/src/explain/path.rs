@@ -164,9 +164,7 @@ impl Chain<'_> {
                     self.endpoints(&service, &at, &decision, &view);
                 }
                 self.kernel(node, packet);
-                let end = ended(refused, decision.reason);
-                self.miss(&name, &at);
-                Err(end)
+                Err(ended(refused, decision.reason))
             }
         }
     }
