@@ -26,10 +26,13 @@ const IMAGES: &[&str] = &[
 const VISITOR: &str = "{apiVersion: v1, kind: Pod, metadata: {name: visitor}, spec: {terminationGracePeriodSeconds: 0,
   containers: [{name: tools, image: 'tools:latest', imagePullPolicy: IfNotPresent}]}}";
 
+/// What an example promises, looked at.
+type Check = fn(&Lab) -> Result<()>;
+
 #[test]
 fn the_examples_keep_their_promises() -> Result<()> {
     let lab = Lab::up(BINARY, 3, IMAGES)?;
-    let examples: &[(&str, fn(&Lab) -> Result<()>)] = &[
+    let examples: &[(&str, Check)] = &[
         // The slow starters first: they come up while the others are looked at.
         ("shop", shop),
         ("database", database),
