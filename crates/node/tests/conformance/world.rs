@@ -153,11 +153,6 @@ impl World {
     }
 
     /// What must happen to a packet from a pod, a node or the client.
-    pub(crate) fn decide(&self, from: &str, protocol: Protocol, to: SocketAddr) -> Decision {
-        let source = source(from, Family::of(&to.ip()));
-        self.decide_as(from, source, protocol, to)
-    }
-
     fn decide_as(
         &self,
         from: &str,

@@ -127,7 +127,11 @@ fn world(sketches: &BTreeMap<u8, Sketch>) -> Snapshot {
         };
         let kind = ["ClusterIP", "NodePort", "LoadBalancer"][usize::from(sketch.kind)];
         let policy = |local: bool| if local { "Local" } else { "Cluster" };
-        let protocol = if sketch.udp { "UDP" } else { "TCP" };
+        let protocol = match (sketch.udp, sketch.hints) {
+            (false, _) => "TCP",
+            (true, 0) => "SCTP",
+            (true, _) => "UDP",
+        };
         let mut port = json!({ "name": "p", "port": 80, "protocol": protocol });
         if sketch.kind > 0 {
             port["nodePort"] = json!(30000 + u32::from(*number));
@@ -300,7 +304,7 @@ fn packets(sketches: &BTreeMap<u8, Sketch>) -> Vec<(decide::Packet, Family)> {
         }
         for (source, from_node) in sources {
             for destination in &targets {
-                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                     let source = source.parse().unwrap();
                     let packet = decide::Packet {
                         source,

@@ -168,7 +168,7 @@ fn ranges_nodes(world: &mut World) {
         let to = SocketAddr::new(balancer_ip(family, 10), port(protocol));
         assert_eq!(world.agree("client", protocol, to), Verdict::Drop);
         for node in ["n1", "n2"] {
-            assert_eq!(world.agree(node, protocol, to), world.decide("n3", protocol, to).verdict);
+            assert!(matches!(world.agree(node, protocol, to), Verdict::Forward(_)), "{node}");
         }
     });
 }

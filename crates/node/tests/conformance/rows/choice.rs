@@ -12,7 +12,7 @@ use crate::world::{PROTOCOLS, World, source};
 
 pub(super) const ROWS: [Row; 13] = [
     row("Endpoint choice", "uniform for new connections (chi-square)", uniform),
-    row("Endpoint choice", "the same among 300 other Services", uniform_among_many),
+    row("Endpoint choice", "the same among 236 other Services", uniform_among_many),
     row(
         "No endpoints anywhere",
         "refused at every kind of address, also with policy Local",

@@ -17,7 +17,7 @@ pub(super) const ROWS: [Row; 8] = [
     row("INVALID packets", "`nf_conntrack_tcp_be_liberal` is set", be_liberal),
     row(
         "conntrack sysctls",
-        "established 24 h, close-wait 1 h; `nf_conntrack_max` where the node may set it",
+        "established 24 h, close-wait 1 h; `nf_conntrack_max` as a number only (no namespace may set it)",
         conntrack,
     ),
     row("Foreign rules", "other tables stay as they are", foreign),
