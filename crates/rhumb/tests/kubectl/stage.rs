@@ -23,7 +23,7 @@ const SHOWN: usize = 60;
 
 /// One kubectl's place.
 #[derive(Debug)]
-pub struct Stage<'a> {
+pub(crate) struct Stage<'a> {
     kubectl: &'a Kubectl,
     namespace: String,
     node: String,
@@ -35,7 +35,7 @@ impl<'a> Stage<'a> {
     ///
     /// # Errors
     /// When kubectl cannot make its namespace.
-    pub fn new(lab: &Lab, kubectl: &'a Kubectl, node: &str) -> Result<Self> {
+    pub(crate) fn new(lab: &Lab, kubectl: &'a Kubectl, node: &str) -> Result<Self> {
         let namespace = format!("k{}", kubectl.minor());
         let folder = lab.dir().join("kubectl").join(&namespace);
         let stage = Self { kubectl, namespace, node: node.to_owned(), folder };
@@ -62,7 +62,7 @@ impl<'a> Stage<'a> {
     ///
     /// # Errors
     /// When there is no shell.
-    pub fn play(&self, name: &str, text: &str) -> Result<Vec<String>> {
+    pub(crate) fn play(&self, name: &str, text: &str) -> Result<Vec<String>> {
         let mut failures = Vec::new();
         for step in transcript::steps(text, self.kubectl) {
             if failures.len() == ENOUGH {

@@ -21,21 +21,21 @@ use testkit::tools::Kubectl;
 
 /// One command and what has to come of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
+pub(crate) struct Step {
     /// Where it stands in the file, from 1.
-    pub line: usize,
+    pub(crate) line: usize,
     /// For a shell.
-    pub command: String,
+    pub(crate) command: String,
     /// Whether it is repeated until it answers as wanted.
-    pub repeats: bool,
+    pub(crate) repeats: bool,
     /// Lines to match, in order.
-    pub wanted: Vec<String>,
+    pub(crate) wanted: Vec<String>,
     /// The exit code.
-    pub code: i32,
+    pub(crate) code: i32,
 }
 
 /// The steps that a kubectl takes.
-pub fn steps(text: &str, kubectl: &Kubectl) -> Vec<Step> {
+pub(crate) fn steps(text: &str, kubectl: &Kubectl) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut is_taken = true;
     for (line, full) in (1..).zip(text.lines()) {
@@ -88,7 +88,7 @@ fn condition(line: &str, minor: u32) -> (bool, &str) {
 }
 
 /// Whether lines are what was wanted.
-pub fn matches(wanted: &[String], printed: &[String]) -> bool {
+pub(crate) fn matches(wanted: &[String], printed: &[String]) -> bool {
     let Some((first, rest)) = wanted.split_first() else { return printed.is_empty() };
     if first.trim() == "…" {
         return (0..=printed.len()).any(|skipped| matches(rest, &printed[skipped..]));
