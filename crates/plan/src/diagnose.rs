@@ -3,6 +3,17 @@
 //! Pure: a Service and the objects that bear on it in, a [`Diagnosis`] out. The words are for the user: they name the
 //! objects as he wrote them, and what he may have meant.
 
+pub mod condition;
+mod near;
+mod notes;
+mod pods;
+mod ports;
+mod readiness;
+mod selector;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::core::{Event, Pod, Service};
@@ -101,17 +112,44 @@ impl Problem {
     }
 }
 
-/// Why `service` does not work, or that it does.
+/// Why `service` does not work, or that it does, with what else is worth a word.
 #[must_use]
 pub fn service(service: &Service, evidence: &Evidence<'_>) -> Diagnosis {
+    Diagnosis {
+        problem: problem(service, evidence),
+        notes: notes::of(service, &pods::selected(service, evidence)),
+    }
+}
+
+/// Why `service` does not work. While it works, its slices say so, and no pod is looked at.
+#[must_use]
+pub fn problem(service: &Service, evidence: &Evidence<'_>) -> Option<Problem> {
+    let spec = service.spec.as_ref()?;
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return external_name(spec.external_name.as_deref().unwrap_or(""));
+    }
     let slices: Vec<&Arc<EndpointSlice>> = in_namespace(evidence.slices, service.namespace())
         .filter(|slice| label(slice.as_ref(), SERVICE_NAME) == Some(service.name()))
         .collect();
-    let problem = if slices.is_empty() && !has_selector(service) {
-        let message = "the Service has no selector, and no EndpointSlice names it";
-        Some(Problem::new(Reason::NoEndpointSlices, message))
+    let missing = ports::unserved(service, &slices)?;
+    if has_selector(service) {
+        pods::problem(service, evidence, &missing)
     } else {
-        None
-    };
-    Diagnosis { problem, notes: Vec::new() }
+        Some(ports::of_slices(service, evidence, &slices, &missing))
+    }
+}
+
+/// A name server has no record to point at an address.
+fn external_name(name: &str) -> Option<Problem> {
+    let address: IpAddr = name.trim_end_matches('.').parse().ok()?;
+    let message = format!(
+        "externalName {name:?} is an address, not a name: a CNAME cannot point at it. \
+         Use a Service without selector and an EndpointSlice with {address}"
+    );
+    Some(Problem::new(Reason::ExternalNameIsAddress, message))
+}
+
+/// "1 pod", "3 pods".
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -16,6 +16,8 @@ mod hints;
 pub mod mirror;
 mod pack;
 
+pub(crate) use desired::families;
+
 /// The label that names a slice's Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The label that says who writes a slice.
@@ -102,7 +104,7 @@ pub fn plan(snapshot: &Snapshot, key: &Name) -> Plan {
         return plan;
     }
     let trigger = desired::trigger_time(snapshot, service);
-    let families = desired::families(service);
+    let families = families(service);
     let mut writes = pack::Writes::default();
     for slice in &existing {
         if !families.contains(&slice.address_type.as_str()) {

@@ -21,7 +21,7 @@ use crate::podfacts;
 pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// The address families of the Service, as slices name them.
-pub(super) fn families(service: &Service) -> Vec<&'static str> {
+pub(crate) fn families(service: &Service) -> Vec<&'static str> {
     let spec = service.spec.as_ref();
     let listed = spec.and_then(|spec| spec.ip_families.clone()).unwrap_or_default();
     let mut families: Vec<_> =
