@@ -11,6 +11,9 @@ use crate::{DeleteOptions, Registry};
 
 const MANAGED_BY: (&str, &str) = ("ipaddress.kubernetes.io/managed-by", "ipallocator.k8s.io");
 
+/// Objects that are made at a time.
+const TOGETHER_MAX: usize = 64;
+
 /// Brings IPAddresses in line with the stored Services.
 pub(super) async fn sync(registry: &Registry) {
     let Some(resource) = IP_ADDRESSES.resource() else { return };
@@ -25,10 +28,16 @@ pub(super) async fn sync(registry: &Registry) {
             addresses.map(|address| (object_name(address), &**service))
         })
         .collect();
-    for (name, service) in &wanted {
-        if let Err(error) = ensure(registry, IP_ADDRESSES, object(name, service)).await {
-            tracing::warn!(component = "apiserver", %error, name, "cannot make an IPAddress");
-        }
+    let missing: Vec<_> =
+        wanted.iter().filter(|(name, _)| IP_ADDRESSES.get(cache, "", name).is_none()).collect();
+    // Together, so that they share the store's syncs with each other, and do not keep others waiting one by one.
+    for some in missing.chunks(TOGETHER_MAX) {
+        let made = some.iter().map(async |(name, service)| {
+            if let Err(error) = ensure(registry, IP_ADDRESSES, object(name, service)).await {
+                tracing::warn!(component = "apiserver", %error, name, "cannot make an IPAddress");
+            }
+        });
+        futures_util::future::join_all(made).await;
     }
     for present in IP_ADDRESSES.list(cache, "") {
         let name = text(&present, "/metadata/name");
