@@ -4,7 +4,9 @@
 //! what differs. What the kernel has goes on forwarding while this is not running.
 
 mod health;
+mod metrics;
 mod prepare;
+mod progress;
 mod sink;
 mod udp;
 
@@ -21,8 +23,12 @@ use parking_lot::Mutex;
 use plan::proxy::{Change, Dirty, FAMILIES, Fold, Settings, Snapshot};
 use tokio_util::sync::CancellationToken;
 
+use progress::Progress;
+
 pub use health::Health;
+pub use metrics::Metrics;
 pub use prepare::{ConntrackLimits, prepare};
+pub use progress::Programmed;
 pub use sink::{Sink, SinkError};
 
 /// How long elements stay that packets which are just being looked up may still need.
@@ -31,6 +37,8 @@ const SWEEP_AFTER: Duration = Duration::from_millis(20);
 const VERIFY_AFTER: Duration = Duration::from_secs(5);
 /// Where upstream's proxy answers `/healthz` and `/livez`.
 const HEALTH_PORT: u16 = 10256;
+/// Where upstream's proxy answers `/metrics` and `/proxyMode`.
+const METRICS_PORT: u16 = 10249;
 
 /// How to run the proxy.
 #[derive(Clone, Debug)]
@@ -39,8 +47,12 @@ pub struct Config {
     pub settings: Settings,
     /// Where `/healthz` and `/livez` answer; upstream's is `0.0.0.0:10256`.
     pub health: SocketAddr,
+    /// Where `/metrics` and `/proxyMode` answer; upstream's is `127.0.0.1:10249`.
+    pub metrics: SocketAddr,
     /// Connection tracking.
     pub conntrack: ConntrackLimits,
+    /// Learns how far the kernel is.
+    pub programmed: Programmed,
 }
 
 impl Config {
@@ -48,7 +60,9 @@ impl Config {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         let health = SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT));
-        Self { settings, health, conntrack: ConntrackLimits::default() }
+        let metrics = SocketAddr::from(([127, 0, 0, 1], METRICS_PORT));
+        let (conntrack, programmed) = (ConntrackLimits::default(), Programmed::default());
+        Self { settings, health, metrics, conntrack, programmed }
     }
 }
 
@@ -70,6 +84,7 @@ pub struct Proxy {
     sink: Sink,
     udp: udp::Cleaner,
     health: Health,
+    progress: Progress,
 }
 
 impl Proxy {
@@ -80,11 +95,13 @@ impl Proxy {
     pub fn open(settings: Settings, health: Health) -> Result<Self, SinkError> {
         let sink = Sink::open()?;
         let udp = udp::Cleaner::open()?;
-        Ok(Self { fold: Mutex::new(Fold::new(settings)), sink, udp, health })
+        let progress = Progress::new(Programmed::default());
+        Ok(Self { fold: Mutex::new(Fold::new(settings)), sink, udp, health, progress })
     }
 
     fn act(&mut self, plan: Plan) -> Result<Next, SinkError> {
         let fold = self.fold.get_mut();
+        let whole = matches!(plan, Plan::Replace(_));
         let udp = match plan {
             Plan::Replace(tables) => {
                 self.udp.retire(self.sink.replace(&tables)?);
@@ -104,6 +121,7 @@ impl Proxy {
             self.udp.clean(fold)?;
         }
         self.sink.verify(|family| fold.table(family))?;
+        self.progress.done(whole);
         self.health.publish(fold.health(), &fold.node().addresses);
         let wait = if self.sink.has_spare() { SWEEP_AFTER } else { VERIFY_AFTER };
         Ok(Next::After(wait))
@@ -130,6 +148,7 @@ impl Reconcile for Proxy {
         // Netlink does the work before the call returns: 20 µs for a change, tens of milliseconds for everything.
         self.act(plan).map_err(|error| {
             self.sink.forget();
+            self.progress.metrics.failed();
             ApplyError::sink("the kernel did not take the Services", error)
         })
     }
@@ -147,7 +166,10 @@ pub async fn run(
     prepare(&config.settings, config.conntrack);
     let health = Health::start(config.health, shutdown.clone());
     health.report_to(Recorder::new(&client, "kube-proxy", &config.settings.node));
-    let proxy = Proxy::open(config.settings.clone(), health.clone())?;
+    let mut proxy = Proxy::open(config.settings.clone(), health.clone())?;
+    let progress = Progress::new(config.programmed);
+    proxy.progress = progress.clone();
+    health.serve_metrics(config.metrics, progress.metrics.clone());
     let services: Reflector<Service> = Reflector::start(&client, ListParams::default());
     let slices: Reflector<EndpointSlice> = Reflector::start(&client, ListParams::default());
     let only = format!("metadata.name={}", config.settings.node);
@@ -157,16 +179,19 @@ pub async fn run(
     let dirty: Arc<Mutex<Dirty>> = Arc::default();
     let (of_services, of_slices) = (Arc::clone(&dirty), Arc::clone(&dirty));
     let (services_wait, slices_wait) = (health.clone(), health.clone());
+    let (count_services, count_slices) = (progress.metrics.clone(), progress.clone());
     let inputs = Inputs::new()
         .with(())
         .on(&services, move |change, keys| {
             of_services.lock().services.insert(change.name.clone());
             services_wait.queued(Instant::now());
+            count_services.service_changed();
             keys.insert(());
         })
         .on(&slices, move |change, keys| {
             of_slices.lock().slices.insert(change.name.clone());
             slices_wait.queued(Instant::now());
+            count_slices.endpoints_changed(change.new.map(AsRef::as_ref));
             keys.insert(());
         })
         .on(&node, |_, keys| keys.extend([()]));
@@ -177,9 +202,11 @@ pub async fn run(
         let dirty = Some(std::mem::take(&mut *dirty.lock()));
         let node = node.view().get("", &name).cloned();
         health.observe(node.as_deref());
+        let slices = slices.view();
+        progress.begin(slices.revision);
         Snapshot {
             services: services.view().objects.clone(),
-            slices: slices.view().objects.clone(),
+            slices: slices.objects.clone(),
             node,
             addresses: addresses(&of_node),
             dirty,

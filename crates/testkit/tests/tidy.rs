@@ -25,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "rhumb",
         &[
+            "net",
             "plan",
             "store",
             "client",

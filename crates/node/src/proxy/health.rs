@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::metrics::Metrics;
 use api::core::{Node, ObjectReference};
 use api::{Kind, Name};
 use bytes::Bytes;
@@ -43,6 +44,8 @@ struct State {
     services: BTreeMap<u16, (Name, usize)>,
     listeners: BTreeMap<SocketAddr, CancellationToken>,
     recorder: Option<Recorder>,
+    /// What answers `/metrics`, and where.
+    metrics: Option<(u16, Metrics)>,
 }
 
 impl State {
@@ -72,6 +75,12 @@ impl Health {
     /// Tells Services whose port is not to be had with events.
     pub fn report_to(&self, recorder: Recorder) {
         self.state.lock().recorder = Some(recorder);
+    }
+
+    /// Answers `/metrics` and `/proxyMode` at `address`, too.
+    pub(super) fn serve_metrics(&self, address: SocketAddr, metrics: Metrics) {
+        self.state.lock().metrics = Some((address.port(), metrics));
+        tokio::spawn(self.clone().listen(address, self.shutdown.clone()));
     }
 
     /// Takes the node's state: a node that goes away asks for no more traffic.
@@ -202,6 +211,16 @@ impl Health {
             response.headers_mut().insert("x-load-balancing-endpoint-weight", weight);
             return response;
         }
+        if let Some((_, metrics)) = state.metrics.as_ref().filter(|(own, _)| *own == port) {
+            return match path {
+                "/metrics" => text(
+                    metrics.render(),
+                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                ),
+                "/proxyMode" => text("nftables".to_owned(), "text/plain; charset=utf-8"),
+                _ => not_found(),
+            };
+        }
         let mut body = serde_json::json!({
             "lastUpdated": state.updated.map(|time| time.to_string()),
             "currentTime": jiff::Timestamp::now().to_string(),
@@ -212,14 +231,21 @@ impl Health {
                 body["nodeEligible"] = state.eligible.into();
                 respond(state.is_healthy() && state.eligible, &body)
             }
-            _ => {
-                let mut response =
-                    Response::new(Full::new(Bytes::from_static(b"404 page not found\n")));
-                *response.status_mut() = StatusCode::NOT_FOUND;
-                response
-            }
+            _ => not_found(),
         }
     }
+}
+
+fn text(body: String, media: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    response.headers_mut().insert("content-type", http::HeaderValue::from_static(media));
+    response
+}
+
+fn not_found() -> Response<Full<Bytes>> {
+    let mut response = text("404 page not found\n".to_owned(), "text/plain; charset=utf-8");
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
 }
 
 fn respond(healthy: bool, body: &serde_json::Value) -> Response<Full<Bytes>> {
