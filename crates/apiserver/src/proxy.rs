@@ -226,11 +226,11 @@ mod tests {
 
     #[test]
     fn only_the_root_of_a_target_is_moved() {
-        assert!(super::is_root("/api/v1/nodes/n1/proxy"));
-        assert!(super::is_root("/api/v1/namespaces/a/services/b:80/proxy"));
-        assert!(!super::is_root("/api/v1/nodes/n1/proxy/"));
-        assert!(!super::is_root("/api/v1/nodes/n1/proxy/config/proxy"));
-        assert!(!super::is_root("/api/v1/namespaces/a/pods/b/proxy/x/proxy"));
+        assert!(is_root("/api/v1/nodes/n1/proxy"));
+        assert!(is_root("/api/v1/namespaces/a/services/b:80/proxy"));
+        assert!(!is_root("/api/v1/nodes/n1/proxy/"));
+        assert!(!is_root("/api/v1/nodes/n1/proxy/config/proxy"));
+        assert!(!is_root("/api/v1/namespaces/a/pods/b/proxy/x/proxy"));
     }
 
     #[test]
