@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 mod daemonset;
 mod deployment;
+mod diagnosis;
 mod endpoints;
 mod endpointslice;
 mod gc;
@@ -92,6 +93,7 @@ pub fn spawn(
         tokio::spawn(endpointslice::start(context.clone())),
         tokio::spawn(endpointslice::start_mirror(context.clone())),
         tokio::spawn(endpoints::start(context.clone())),
+        tokio::spawn(diagnosis::start(context.clone())),
         tokio::spawn(scheduler::start(context.clone())),
         tokio::spawn(statefulset::start(context.clone())),
         tokio::spawn(daemonset::start(context.clone())),

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use api::core::{Namespace, Node, Pod, Service};
+use api::core::{Event, Namespace, Node, Pod, Service};
 use api::discovery::EndpointSlice;
 use api::{Kind, Name, Objects};
 use ipnet::IpNet;
@@ -55,6 +55,8 @@ pub struct Cluster {
     pub nodes: Objects<Node>,
     /// All namespaces.
     pub namespaces: Objects<Namespace>,
+    /// Events, for what probes said; may be empty.
+    pub events: Objects<Event>,
     /// The DNS domain, `cluster.local`.
     pub domain: String,
     /// Addresses that are Services' or nobody's; empty when that is not known.

@@ -76,8 +76,8 @@ spec: {selector: {app: web}, internalTrafficPolicy: Local, ports: [{port: 80, ta
 /// What each Service is told to be, and what curl ends with: 0 answered, 7 refused, 28 timed out.
 const TOLD: [(&str, &str, &str, i64); 6] = [
     ("well", "answer", "pod default/web-", 0),
-    ("selector", "refused", "the Service has none", 7),
-    ("port-name", "refused", "the pod has no TCP port named \"htp\"", 7),
+    ("selector", "refused", "selector app=wbe matches no pod", 7),
+    ("port-name", "refused", "port name htp is not on", 7),
     ("not-ready", "refused", "it is not ready", 7),
     ("deaf", "refused", "does not listen there; it listens on 8080", 7),
     ("local", "silence", "only endpoints on node n2, and there is none", 28),

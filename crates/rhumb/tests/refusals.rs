@@ -283,6 +283,11 @@ fn settled(lab: &Lab) -> Result<()> {
             "{pod} {sizes} {claim}"
         );
         ensure!(slices == 5 && endpoints == 4, "{slices} slices, {endpoints} endpoints");
+        // Services without endpoints are told so a while later.
+        let path =
+            "-o=jsonpath={.items[*].status.conditions[?(@.type==\"EndpointsReady\")].reason}";
+        let told = lab.kubectl(&["get", "services", path])?;
+        ensure!(told.split_whitespace().count() == 3, "diagnosed: {told}");
         Ok(())
     })
 }

@@ -1,8 +1,10 @@
-//! Nearest misses of names, node ports and listeners. Why a Service has no endpoints is said where they are left out.
+//! Nearest misses of names, node ports and listeners; those of a Service's endpoints are [`crate::diagnose`]'s.
 
 use api::Name;
+use api::core::Service;
 
 use super::{Chain, Cluster, Step};
+use crate::diagnose::{self, Evidence};
 
 /// Services that somebody may have meant by this name.
 pub(super) fn of_name(cluster: &Cluster, name: &Name) -> Vec<String> {
@@ -76,6 +78,16 @@ fn is_near(a: &str, b: &str) -> bool {
 }
 
 impl Chain<'_> {
+    /// Why the Service does not work, if that is the matter.
+    pub(super) fn diagnose(&mut self, service: &Service) {
+        let Cluster { pods, slices, events, .. } = self.cluster;
+        let found = diagnose::service(service, &Evidence { pods, slices, events });
+        if let Some(problem) = found.problem {
+            let hints = std::iter::once(problem.message).chain(found.notes).collect();
+            self.steps.push(Step::Why { hints });
+        }
+    }
+
     /// Why the pods do not listen where the Service sends.
     pub(super) fn miss_listener(&mut self, service: &Name) {
         let Some(found) = self.cluster.services.get(service) else { return };

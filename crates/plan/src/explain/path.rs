@@ -164,6 +164,7 @@ impl Chain<'_> {
                     self.endpoints(&service, &at, &decision, &view);
                 }
                 self.kernel(node, packet);
+                self.diagnose(&service);
                 Err(ended(refused, decision.reason))
             }
         }

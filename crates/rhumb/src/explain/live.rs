@@ -59,7 +59,8 @@ impl Live {
     /// Everything that explanations depend on.
     pub(crate) async fn cluster(&self) -> Result<Cluster> {
         let every = ListParams::default();
-        let (services, slices, pods, nodes, namespaces, cidrs) = tokio::join!(
+        let (services, slices, pods, nodes, namespaces, events, cidrs) = tokio::join!(
+            self.objects(),
             self.objects(),
             self.objects(),
             self.objects(),
@@ -76,6 +77,8 @@ impl Live {
             pods: pods?,
             nodes: nodes?,
             namespaces: namespaces?,
+            // They only say more of what probes answered; who may not read them is told the rest.
+            events: events.unwrap_or_default(),
             domain: self.domain.clone(),
             service_cidrs: cidrs.filter_map(|text| text.parse::<IpNet>().ok()).collect(),
             ..Cluster::default()
