@@ -1,6 +1,7 @@
-//! Times of the proxy at 10,000 Services: first programming, one changed endpoint, takeover, memory.
+//! Times of the proxy: first programming, one changed endpoint, takeover, memory. `bench/proxy.py` runs it beside peers.
 //!
-//! Runs in a network namespace of its own. Objects are in memory; what is timed is plan and kernel together.
+//! `bench_proxy measure SERVICES ENDPOINTS` runs in the network namespace it is started in, and so does `bench_proxy load
+//! SERVICES ENDPOINT…`, which leaves the rules there. Objects are in memory; what is timed is plan and kernel together.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,6 @@ use node::proxy::Sink;
 use plan::proxy::{Dirty, FAMILIES, Fold, Settings, Snapshot};
 use serde_json::json;
 
-const ENDPOINTS: u32 = 4;
 const CHANGES: u32 = 400;
 
 fn service(number: u32) -> anyhow::Result<Service> {
@@ -28,7 +28,7 @@ fn service(number: u32) -> anyhow::Result<Service> {
 
 fn slice(number: u32, count: u32, salt: u32) -> anyhow::Result<EndpointSlice> {
     let endpoints = (0..count).map(|index| {
-        let pod = number * ENDPOINTS + index + salt;
+        let pod = number * 4.max(count) + index + salt;
         let ip = format!("10.{}.{}.{}", 128 + (pod >> 16 & 63), pod >> 8 & 255, pod & 255);
         json!({ "addresses": [ip], "nodeName": format!("n{}", pod % 100), "conditions": { "ready": true } })
     });
@@ -52,68 +52,109 @@ fn resident_kib() -> u64 {
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
-#[expect(clippy::print_stdout, reason = "a benchmark's output")]
-fn bench(services: u32) -> anyhow::Result<()> {
+/// Time this thread has spent on a CPU.
+fn busy() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = text.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0);
+    Duration::from_nanos(nanos)
+}
+
+fn snapshot(services: u32, endpoints: u32) -> anyhow::Result<Snapshot> {
     let mut snapshot = Snapshot::default();
     for number in 0..services {
-        let (service, slice) = (service(number)?, slice(number, ENDPOINTS, 0)?);
+        let (service, slice) = (service(number)?, slice(number, endpoints, 0)?);
         snapshot.services.insert(service.object_name(), Arc::new(service));
         snapshot.slices.insert(slice.object_name(), Arc::new(slice));
     }
-    let settings = Settings {
+    Ok(snapshot)
+}
+
+fn fold() -> anyhow::Result<Fold> {
+    Ok(Fold::new(Settings {
         node: "n1".to_owned(),
         service_cidrs: vec!["10.96.0.0/12".parse()?],
-        pod_cidrs: vec!["10.128.0.0/10".parse()?],
+        pod_cidrs: vec!["10.128.0.0/9".parse()?],
         external_ips: false,
         ..Settings::default()
-    };
-    let objects = resident_kib();
-    let mut fold = Fold::new(settings);
-    let mut sink = Sink::open()?;
-    let start = Instant::now();
-    fold.catch_up(&snapshot);
-    let planned = start.elapsed();
-    sink.replace(&FAMILIES.map(|family| fold.table(family)))?;
-    let loaded = start.elapsed();
-    let memory = resident_kib().saturating_sub(objects);
-    let mut times = Vec::new();
+    }))
+}
+
+/// Commits one changed slice after another; answers how long each took, and the CPU time of all together.
+fn changes(
+    (services, endpoints): (u32, u32),
+    snapshot: &mut Snapshot,
+    fold: &mut Fold,
+    sink: &mut Sink,
+) -> anyhow::Result<(Vec<Duration>, Duration)> {
+    let (mut times, mut cpu) = (Vec::new(), Duration::ZERO);
     for round in 0..CHANGES {
         let number = round * 7919 % services;
-        let count = if round % 2 == 0 { ENDPOINTS - 1 } else { ENDPOINTS };
+        let count = if round % 2 == 0 { endpoints - 1 } else { endpoints };
         let slice = slice(number, count, round)?;
-        let start = Instant::now();
+        let (start, before) = (Instant::now(), busy());
         let slices = [slice.object_name()].into();
         snapshot.dirty = Some(Dirty { slices, ..Dirty::default() });
         snapshot.slices.insert(slice.object_name(), Arc::new(slice));
-        let change = fold.advance(&snapshot);
+        let change = fold.advance(snapshot);
         sink.change(change)?;
         times.push(start.elapsed());
         sink.sweep()?;
+        cpu += busy() - before;
     }
+    Ok((times, cpu))
+}
+
+#[expect(clippy::print_stdout, reason = "a benchmark's output")]
+fn measure(services: u32, endpoints: u32) -> anyhow::Result<()> {
+    let mut snapshot = snapshot(services, endpoints)?;
+    let objects = resident_kib();
+    let mut fold = fold()?;
+    let mut sink = Sink::open()?;
+    let (start, before) = (Instant::now(), busy());
+    fold.catch_up(&snapshot);
+    let planned = start.elapsed();
+    sink.replace(&FAMILIES.map(|family| fold.table(family)))?;
+    let (loaded, cpu) = (start.elapsed(), busy() - before);
+    let memory = resident_kib().saturating_sub(objects);
+    let (times, change_cpu) = changes((services, endpoints), &mut snapshot, &mut fold, &mut sink)?;
     let start = Instant::now();
     let mut next = Sink::open()?;
     next.replace(&FAMILIES.map(|family| fold.table(family)))?;
     let takeover = start.elapsed();
-    println!(
-        "{services:>6} Services: plan {planned:.1?}, plan and load {loaded:.1?}, a change p50 {:.1?}, takeover {takeover:.1?}, memory {memory} KiB, elements {}",
-        median(times),
-        fold.table(Family::Ip)
-            .elements
-            .values()
-            .map(std::collections::BTreeMap::len)
-            .sum::<usize>(),
-    );
+    let elements: usize =
+        fold.table(Family::Ip).elements.values().map(std::collections::BTreeMap::len).sum();
+    let line = json!({
+        "plan": planned.as_secs_f64(), "load": loaded.as_secs_f64(), "load_cpu": cpu.as_secs_f64(),
+        "change": median(times).as_secs_f64(),
+        "change_cpu": change_cpu.as_secs_f64() / f64::from(CHANGES),
+        "takeover": takeover.as_secs_f64(), "memory_kib": memory, "elements": elements,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// Programs `services` Services with 4 endpoints each, the one in the middle with these (port 8080), and leaves them.
+fn load(services: u32, endpoints: &[String]) -> anyhow::Result<()> {
+    let mut snapshot = snapshot(services, 4)?;
+    let mut middle = slice(services / 2, 0, 0)?;
+    for (number, address) in endpoints.iter().enumerate() {
+        let endpoint = json!({ "addresses": [address], "nodeName": format!("n{number}"), "conditions": { "ready": true } });
+        middle.endpoints.get_or_insert_default().push(serde_json::from_value(endpoint)?);
+    }
+    snapshot.slices.insert(middle.object_name(), Arc::new(middle));
+    let mut fold = fold()?;
+    fold.catch_up(&snapshot);
+    Sink::open()?.replace(&FAMILIES.map(|family| fold.table(family)))?;
     Ok(())
 }
 
 fn main() -> anyhow::Result<()> {
-    for services in [10, 1_000, 10_000] {
-        let name = format!("rhumb-test-bench-{}", std::process::id());
-        let path = kernel::netns::named(&name);
-        kernel::netns::create(&path)?;
-        let done = kernel::netns::within(&path, || bench(services));
-        kernel::netns::delete(&path)?;
-        done??;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [what, services, endpoints] if what == "measure" => {
+            measure(services.parse()?, endpoints.parse()?)
+        }
+        [what, services, endpoints @ ..] if what == "load" => load(services.parse()?, endpoints),
+        _ => anyhow::bail!("which: measure SERVICES ENDPOINTS, or load SERVICES ENDPOINT…"),
     }
-    Ok(())
 }
