@@ -1,10 +1,12 @@
-//! The proxy of this node: carries connections to Services to their endpoints, by nftables. Upstream: kube-proxy.
+//! The proxy of this node: carries connections to Services to their endpoints. Upstream: kube-proxy.
 //!
-//! Services, EndpointSlices and the Node come in through reflectors; `plan::proxy` decides; [`Sink`] tells the kernel
-//! what differs. What the kernel has goes on forwarding while this is not running.
+//! Services, EndpointSlices and the Node come in through reflectors; `plan::proxy` decides; a backend tells the
+//! kernel what differs, by nftables or in another way. What the kernel has goes on forwarding while this is not running.
 
+mod backend;
 mod health;
 mod metrics;
+mod nftables;
 mod prepare;
 mod progress;
 mod sink;
@@ -13,28 +15,26 @@ mod udp;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
 use client::{ApplyError, Client, Inputs, ListParams, Next, Reconcile, Recorder, Reflector};
-use net::nft::Table;
 use parking_lot::Mutex;
-use plan::proxy::{Change, Dirty, FAMILIES, Fold, Settings, Snapshot};
+use plan::proxy::{Dirty, Settings, Snapshot};
 use tokio_util::sync::CancellationToken;
 
+use backend::Backend;
 use progress::Progress;
 
+pub use backend::Plan;
 pub use health::Health;
 pub use metrics::Metrics;
+pub use nftables::Plan as NftablesPlan;
 pub use prepare::{ConntrackLimits, prepare};
 pub use progress::Programmed;
 pub use sink::{Sink, SinkError};
 
-/// How long elements stay that packets which are just being looked up may still need.
-const SWEEP_AFTER: Duration = Duration::from_millis(20);
-/// How often to look whether somebody changed the table.
-const VERIFY_AFTER: Duration = Duration::from_secs(5);
 /// Where upstream's proxy answers `/healthz` and `/livez`.
 const HEALTH_PORT: u16 = 10256;
 /// Where upstream's proxy answers `/metrics` and `/proxyMode`.
@@ -66,22 +66,10 @@ impl Config {
     }
 }
 
-/// What the kernel is to be told.
-#[derive(Debug, PartialEq)]
-pub enum Plan {
-    /// Everything: what the kernel has is not known.
-    Replace(Vec<Table>),
-    /// What differs.
-    Change(Change),
-}
-
 /// The component.
 #[derive(Debug)]
 pub struct Proxy {
-    /// The desired state. Behind a lock because `plan` only borrows the component: the fold is a memory of work done,
-    /// never a second truth.
-    fold: Mutex<Fold>,
-    sink: Sink,
+    backend: Backend,
     udp: udp::Cleaner,
     health: Health,
     progress: Progress,
@@ -93,38 +81,23 @@ impl Proxy {
     /// # Errors
     /// When the kernel gives no netlink socket.
     pub fn open(settings: Settings, health: Health) -> Result<Self, SinkError> {
-        let sink = Sink::open()?;
+        let backend = Backend::open(settings)?;
         let udp = udp::Cleaner::open()?;
         let progress = Progress::new(Programmed::default());
-        Ok(Self { fold: Mutex::new(Fold::new(settings)), sink, udp, health, progress })
+        Ok(Self { backend, udp, health, progress })
     }
 
     fn act(&mut self, plan: Plan) -> Result<Next, SinkError> {
-        let fold = self.fold.get_mut();
-        let whole = matches!(plan, Plan::Replace(_));
-        let udp = match plan {
-            Plan::Replace(tables) => {
-                self.udp.retire(self.sink.replace(&tables)?);
-                true
-            }
-            Plan::Change(change) => {
-                let udp = change.udp;
-                if change.families.is_empty() {
-                    self.sink.sweep()?;
-                } else {
-                    self.sink.change(change)?;
-                }
-                udp
-            }
-        };
-        if udp {
-            self.udp.clean(fold)?;
+        let applied = self.backend.apply(plan)?;
+        self.udp.retire(applied.before);
+        if applied.udp {
+            self.udp.clean(self.backend.views())?;
         }
-        self.sink.verify(|family| fold.table(family))?;
-        self.progress.done(whole);
-        self.health.publish(fold.health(), &fold.node().addresses);
-        let wait = if self.sink.has_spare() { SWEEP_AFTER } else { VERIFY_AFTER };
-        Ok(Next::After(wait))
+        self.backend.verify()?;
+        self.progress.done(applied.whole);
+        let views = self.backend.views();
+        self.health.publish(views.health(), &views.node().addresses);
+        Ok(Next::After(self.backend.wait()))
     }
 }
 
@@ -135,19 +108,12 @@ impl Reconcile for Proxy {
     type Plan = Plan;
 
     fn plan(&self, snapshot: &Snapshot, (): &()) -> Plan {
-        let mut fold = self.fold.lock();
-        if self.sink.is_known() {
-            Plan::Change(fold.advance(snapshot))
-        } else {
-            fold.catch_up(snapshot);
-            Plan::Replace(FAMILIES.iter().map(|family| fold.table(*family)).collect())
-        }
+        self.backend.plan(snapshot)
     }
 
     async fn apply(&mut self, (): &(), plan: Plan) -> Result<Next, ApplyError> {
-        // Netlink does the work before the call returns: 20 µs for a change, tens of milliseconds for everything.
         self.act(plan).map_err(|error| {
-            self.sink.forget();
+            self.backend.forget();
             self.progress.metrics.failed();
             ApplyError::sink("the kernel did not take the Services", error)
         })
@@ -217,7 +183,7 @@ pub async fn run(
 }
 
 /// The addresses of this node, where node ports answer on more than the primary ones. Read anew at every look: the
-/// proxy looks at least every [`VERIFY_AFTER`].
+/// proxy looks every few seconds.
 fn addresses(settings: &Settings) -> BTreeSet<IpAddr> {
     if settings.node_port_addresses.is_empty() {
         return BTreeSet::new();

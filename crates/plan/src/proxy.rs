@@ -11,6 +11,7 @@ mod ruleset;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod views;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -25,12 +26,36 @@ pub use elements::{ChainId, SetId, udp_frontends};
 pub use fold::{Change, Dirty, FamilyChange, Fold, Snapshot, UdpFrontends};
 pub use ruleset::{MARK, TABLE};
 pub use stage::Stage;
+pub use views::{Touched, Views};
+
+/// How Services are carried (`--proxy-mode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// nftables through netlink.
+    #[default]
+    Nftables,
+    /// iptables, in upstream's chains.
+    Iptables,
+}
+
+impl Mode {
+    /// Upstream's word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        }
+    }
+}
 
 /// What the proxy is told at start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// This node's name.
     pub node: String,
+    /// How Services are carried.
+    pub mode: Mode,
     /// Addresses that are Services' or nobody's: packets to those that no Service has are dropped.
     pub service_cidrs: Vec<IpNet>,
     /// Addresses of pods: other clients of cluster addresses are masqueraded.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use kernel::conntrack::{Conntrack, Flow};
-use plan::proxy::{FAMILIES, Fold, UdpFrontends};
+use plan::proxy::{FAMILIES, UdpFrontends, Views};
 
 use super::SinkError;
 
@@ -32,13 +32,13 @@ impl Cleaner {
     }
 
     /// Deletes what does not belong.
-    pub(super) fn clean(&mut self, fold: &Fold) -> Result<(), SinkError> {
-        let now = fold.udp();
+    pub(super) fn clean(&mut self, views: &Views) -> Result<(), SinkError> {
+        let now = views.udp();
         self.retired.extend(self.last.keys().copied());
         self.retired.retain(|frontend| !now.contains_key(frontend));
         for family in FAMILIES {
             let mut flows = self.conntrack.udp_flows(family)?;
-            flows.retain(|flow| self.is_stale(flow, &now, fold));
+            flows.retain(|flow| self.is_stale(flow, &now, views));
             for flow in &flows {
                 self.conntrack.delete(flow)?;
             }
@@ -47,12 +47,12 @@ impl Cleaner {
         Ok(())
     }
 
-    fn is_stale(&self, flow: &Flow, now: &UdpFrontends, fold: &Fold) -> bool {
+    fn is_stale(&self, flow: &Flow, now: &UdpFrontends, views: &Views) -> bool {
         if let Some(endpoints) = now.get(&flow.destination) {
             return !endpoints.contains(&flow.answers);
         }
         let address = flow.destination.ip();
-        let ours = fold.settings().service_cidrs.iter().any(|cidr| cidr.contains(&address));
+        let ours = views.settings().service_cidrs.iter().any(|cidr| cidr.contains(&address));
         flow.translated && (ours || self.retired.contains(&flow.destination))
     }
 }

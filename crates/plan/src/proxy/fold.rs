@@ -8,13 +8,12 @@ use std::sync::Arc;
 use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
 use api::{Name, Objects};
-use imbl::ordmap::DiffItem;
 use net::nft::{Chain, Family, Key, SetChange, Table, Value};
 
 use super::elements::{ChainId, Class, Lowered, SetId, lower};
 use super::ruleset::{draw_chain, skeleton};
+use super::views::Views;
 use super::{FAMILIES, Settings};
-use crate::service::{Action, NodeView, Protocol, ServiceView, Surroundings, service_of, view};
 
 /// The objects that the proxy watches, at one moment.
 #[derive(Clone, Debug, Default)]
@@ -115,23 +114,13 @@ struct FamilyState {
     chains: BTreeSet<ChainId>,
 }
 
-/// A Service's share of everything.
-#[derive(Clone, Debug, Default)]
-struct Share {
-    /// Keys by family, in the order of [`FAMILIES`].
-    keys: [Vec<(SetId, Key)>; 2],
-    udp: Vec<(SocketAddr, Vec<SocketAddr>)>,
-    health: Option<(u16, usize)>,
-}
+/// A Service's keys by family, in the order of [`FAMILIES`].
+type Share = [Vec<(SetId, Key)>; 2];
 
 /// The desired state of the proxy, kept in step with snapshots.
 #[derive(Clone, Debug)]
 pub struct Fold {
-    settings: Settings,
-    node: NodeView,
-    seen: Snapshot,
-    slices_of: BTreeMap<Name, BTreeSet<Name>>,
-    service_of: BTreeMap<Name, Name>,
+    views: Views,
     shares: BTreeMap<Name, Share>,
     families: BTreeMap<Family, FamilyState>,
 }
@@ -141,11 +130,7 @@ impl Fold {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            node: NodeView::of(&settings.node, None),
-            settings,
-            seen: Snapshot::default(),
-            slices_of: BTreeMap::new(),
-            service_of: BTreeMap::new(),
+            views: Views::new(settings),
             shares: BTreeMap::new(),
             families: FAMILIES.into_iter().map(|family| (family, FamilyState::default())).collect(),
         }
@@ -174,23 +159,24 @@ impl Fold {
     }
 
     fn step(&mut self, snapshot: &Snapshot, moved: &mut Moved) -> Change {
-        let dirty = self.dirty(snapshot);
-        self.seen = Snapshot { dirty: None, ..snapshot.clone() };
+        let dirty = self.views.advance(snapshot);
         let mut change = Change::default();
         // First all that goes, then all that comes: an address may move from one Service to another.
-        let mut old_udp = BTreeMap::new();
         for name in &dirty {
             let Some(share) = self.shares.remove(name) else { continue };
-            change.health |= share.health.is_some();
             self.withdraw(name, &share, moved);
-            old_udp.insert(name.clone(), share.udp);
         }
         for name in dirty {
-            let (share, lowered) = self.share(&name);
-            change.health |= share.health.is_some();
-            change.udp |= old_udp.remove(&name).unwrap_or_default() != share.udp;
+            let (view, touched) = self.views.look(&name);
+            change.health |= touched.health;
+            change.udp |= touched.udp;
+            let lowered = FAMILIES.map(|family| lower(&view, family));
+            let keys = |lowered: &Lowered| {
+                lowered.elements.iter().map(|(set, key, _)| (*set, key.clone())).collect()
+            };
+            let share: Share = [keys(&lowered[0]), keys(&lowered[1])];
             self.claim(&name, lowered, moved, &mut change);
-            if share.health.is_some() || share.keys.iter().any(|keys| !keys.is_empty()) {
+            if share.iter().any(|keys| !keys.is_empty()) {
                 self.shares.insert(name, share);
             }
         }
@@ -200,9 +186,9 @@ impl Fold {
     /// The whole table of a family.
     #[must_use]
     pub fn table(&self, family: Family) -> Table {
-        let mut table = skeleton(family, &self.settings);
+        let mut table = skeleton(family, self.settings());
         let state = &self.families[&family];
-        let chains = state.chains.iter().map(|id| draw_chain(family, &self.settings, *id));
+        let chains = state.chains.iter().map(|id| draw_chain(family, self.settings(), *id));
         table.chains.extend(chains);
         for (map, key, value) in state.chains.iter().flat_map(|id| Class::Draw(*id).elements()) {
             table.elements.entry(map.name().into()).or_default().insert(key, value);
@@ -216,87 +202,32 @@ impl Fold {
         table
     }
 
+    /// The Services that the table is planned from.
+    #[must_use]
+    pub fn views(&self) -> &Views {
+        &self.views
+    }
+
     /// Where UDP flows to each frontend may lead.
     #[must_use]
     pub fn udp(&self) -> UdpFrontends {
-        let mut frontends = UdpFrontends::new();
-        for (frontend, endpoints) in self.shares.values().flat_map(|share| &share.udp) {
-            frontends.entry(*frontend).or_default().extend(endpoints);
-        }
-        frontends
+        self.views.udp()
     }
 
     /// Health check ports: the Service and the number of ready endpoints here.
     #[must_use]
     pub fn health(&self) -> BTreeMap<u16, (Name, usize)> {
-        let shares = self.shares.iter();
-        shares
-            .filter_map(|(name, share)| {
-                share.health.map(|(port, count)| (port, (name.clone(), count)))
-            })
-            .collect()
-    }
-
-    /// This node as last seen.
-    #[must_use]
-    pub fn node(&self) -> &NodeView {
-        &self.node
+        self.views.health()
     }
 
     /// What the proxy was told at start.
     #[must_use]
     pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    /// The Services whose share may differ, from what differs in the objects.
-    fn dirty(&mut self, snapshot: &Snapshot) -> BTreeSet<Name> {
-        let Dirty { services: mut dirty, slices } = match &snapshot.dirty {
-            Some(dirty) => dirty.clone(),
-            None => compare(&self.seen, snapshot),
-        };
-        for name in slices {
-            if let Some(service) = self.service_of.remove(&name) {
-                if let Some(slices) = self.slices_of.get_mut(&service) {
-                    slices.remove(&name);
-                    if slices.is_empty() {
-                        self.slices_of.remove(&service);
-                    }
-                }
-                dirty.insert(service);
-            }
-            let slice = snapshot.slices.get(&name);
-            if let Some(service) = slice.and_then(|slice| service_of(slice)) {
-                self.slices_of.entry(service.clone()).or_default().insert(name.clone());
-                self.service_of.insert(name, service.clone());
-                dirty.insert(service);
-            }
-        }
-        let node = self.settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
-        if node != self.node {
-            self.node = node;
-            dirty.extend(snapshot.services.keys().cloned());
-        }
-        dirty
-    }
-
-    fn share(&self, name: &Name) -> (Share, [Lowered; 2]) {
-        let Some(service) = self.seen.services.get(name) else { return Default::default() };
-        let slices = self.slices_of.get(name).into_iter().flatten();
-        let slices: Vec<&EndpointSlice> =
-            slices.filter_map(|name| self.seen.slices.get(name).map(AsRef::as_ref)).collect();
-        let around = Surroundings { node: &self.node, external_ips: self.settings.external_ips };
-        let view = view(service, &slices, around);
-        let lowered = FAMILIES.map(|family| lower(&view, family));
-        let keys = |lowered: &Lowered| {
-            lowered.elements.iter().map(|(set, key, _)| (*set, key.clone())).collect()
-        };
-        let keys = [keys(&lowered[0]), keys(&lowered[1])];
-        (Share { keys, udp: udp(&view), health: view.health }, lowered)
+        self.views.settings()
     }
 
     fn withdraw(&mut self, name: &Name, share: &Share, moved: &mut Moved) {
-        for (family, keys) in FAMILIES.into_iter().zip(&share.keys) {
+        for (family, keys) in FAMILIES.into_iter().zip(share) {
             let state = self.families.get_mut(&family).expect("both families are there");
             for at in keys {
                 let Some(claim) = state.claims.get_mut(at) else { continue };
@@ -323,7 +254,7 @@ impl Fold {
             for id in lowered.chains {
                 if state.chains.insert(id) {
                     let change = change.families.entry(family).or_default();
-                    change.chains.push(draw_chain(family, &self.settings, id));
+                    change.chains.push(draw_chain(family, self.views.settings(), id));
                     change.elements.extend(Class::Draw(id).elements().map(|(map, key, new)| {
                         SetChange { set: map.name().into(), key, old: None, new: Some(new) }
                     }));
@@ -348,35 +279,4 @@ impl Fold {
             }
         }
     }
-}
-
-/// The names of all objects that differ.
-fn compare(before: &Snapshot, after: &Snapshot) -> Dirty {
-    fn names<K: PartialEq>(before: &Objects<K>, after: &Objects<K>) -> BTreeSet<Name> {
-        let differences = before.diff(after).map(|item| {
-            let (DiffItem::Add(name, _)
-            | DiffItem::Remove(name, _)
-            | DiffItem::Update { new: (name, _), .. }) = item;
-            name.clone()
-        });
-        differences.collect()
-    }
-    Dirty {
-        services: names(&before.services, &after.services),
-        slices: names(&before.slices, &after.slices),
-    }
-}
-
-fn udp(view: &ServiceView) -> Vec<(SocketAddr, Vec<SocketAddr>)> {
-    let frontends = view.frontends.iter().filter(|frontend| frontend.protocol == Protocol::Udp);
-    frontends
-        .map(|frontend| {
-            let endpoints = match &frontend.action {
-                Action::Reject | Action::Drop => Vec::new(),
-                Action::Forward { endpoints, .. } => endpoints.clone(),
-                Action::Split { inside, outside, .. } => [inside.as_slice(), outside].concat(),
-            };
-            (frontend.address, endpoints)
-        })
-        .collect()
 }

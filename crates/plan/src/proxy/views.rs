@@ -1,0 +1,176 @@
+//! The Services as this node sees them, kept in step with snapshots: what every data plane is planned from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use api::discovery::EndpointSlice;
+use api::{Name, Objects};
+use imbl::ordmap::DiffItem;
+
+use super::Settings;
+use super::fold::{Dirty, Snapshot, UdpFrontends};
+use crate::service::{Action, NodeView, Protocol, ServiceView, Surroundings, service_of, view};
+
+/// What all data planes ask of a Service in the same way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Facts {
+    udp: Vec<(SocketAddr, Vec<SocketAddr>)>,
+    health: Option<(u16, usize)>,
+}
+
+/// What changed with one Service, beside the rules of a data plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// A UDP flow may now lead to the wrong place.
+    pub udp: bool,
+    /// Its health check port or number may differ.
+    pub health: bool,
+}
+
+/// The Services of one node: a changed Service costs the work of one Service.
+#[derive(Clone, Debug)]
+pub struct Views {
+    settings: Settings,
+    node: NodeView,
+    seen: Snapshot,
+    slices_of: BTreeMap<Name, BTreeSet<Name>>,
+    service_of: BTreeMap<Name, Name>,
+    facts: BTreeMap<Name, Facts>,
+}
+
+impl Views {
+    /// No Services yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            node: NodeView::of(&settings.node, None),
+            settings,
+            seen: Snapshot::default(),
+            slices_of: BTreeMap::new(),
+            service_of: BTreeMap::new(),
+            facts: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a newer snapshot; answers the Services that may differ. [`Views::look`] is to be called for each.
+    pub fn advance(&mut self, snapshot: &Snapshot) -> BTreeSet<Name> {
+        let Dirty { services: mut dirty, slices } = match &snapshot.dirty {
+            Some(dirty) => dirty.clone(),
+            None => compare(&self.seen, snapshot),
+        };
+        for name in slices {
+            if let Some(service) = self.service_of.remove(&name) {
+                if let Some(slices) = self.slices_of.get_mut(&service) {
+                    slices.remove(&name);
+                    if slices.is_empty() {
+                        self.slices_of.remove(&service);
+                    }
+                }
+                dirty.insert(service);
+            }
+            let slice = snapshot.slices.get(&name);
+            if let Some(service) = slice.and_then(|slice| service_of(slice)) {
+                self.slices_of.entry(service.clone()).or_default().insert(name.clone());
+                self.service_of.insert(name, service.clone());
+                dirty.insert(service);
+            }
+        }
+        let node = self.settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
+        if node != self.node {
+            self.node = node;
+            dirty.extend(snapshot.services.keys().cloned());
+        }
+        self.seen = Snapshot { dirty: None, ..snapshot.clone() };
+        dirty
+    }
+
+    /// Reads a Service anew. Empty when it is gone, or nothing of this proxy's.
+    pub fn look(&mut self, name: &Name) -> (ServiceView, Touched) {
+        let view = self.view(name);
+        let new = Facts { udp: udp(&view), health: view.health };
+        let old = self.facts.get(name);
+        let touched = Touched {
+            udp: old.map_or(!new.udp.is_empty(), |old| old.udp != new.udp),
+            health: new.health.is_some() || old.is_some_and(|old| old.health.is_some()),
+        };
+        if new == Facts::default() {
+            self.facts.remove(name);
+        } else if old != Some(&new) {
+            self.facts.insert(name.clone(), new);
+        }
+        (view, touched)
+    }
+
+    fn view(&self, name: &Name) -> ServiceView {
+        let Some(service) = self.seen.services.get(name) else { return ServiceView::default() };
+        let slices = self.slices_of.get(name).into_iter().flatten();
+        let slices: Vec<&EndpointSlice> =
+            slices.filter_map(|name| self.seen.slices.get(name).map(AsRef::as_ref)).collect();
+        let around = Surroundings { node: &self.node, external_ips: self.settings.external_ips };
+        view(service, &slices, around)
+    }
+
+    /// Where UDP flows to each frontend may lead.
+    #[must_use]
+    pub fn udp(&self) -> UdpFrontends {
+        let mut frontends = UdpFrontends::new();
+        for (frontend, endpoints) in self.facts.values().flat_map(|facts| &facts.udp) {
+            frontends.entry(*frontend).or_default().extend(endpoints);
+        }
+        frontends
+    }
+
+    /// Health check ports: the Service and the number of ready endpoints here.
+    #[must_use]
+    pub fn health(&self) -> BTreeMap<u16, (Name, usize)> {
+        let facts = self.facts.iter();
+        facts
+            .filter_map(|(name, facts)| {
+                facts.health.map(|(port, count)| (port, (name.clone(), count)))
+            })
+            .collect()
+    }
+
+    /// This node as last seen.
+    #[must_use]
+    pub fn node(&self) -> &NodeView {
+        &self.node
+    }
+
+    /// What the proxy was told at start.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+/// The names of all objects that differ.
+fn compare(before: &Snapshot, after: &Snapshot) -> Dirty {
+    fn names<K: PartialEq>(before: &Objects<K>, after: &Objects<K>) -> BTreeSet<Name> {
+        let differences = before.diff(after).map(|item| {
+            let (DiffItem::Add(name, _)
+            | DiffItem::Remove(name, _)
+            | DiffItem::Update { new: (name, _), .. }) = item;
+            name.clone()
+        });
+        differences.collect()
+    }
+    Dirty {
+        services: names(&before.services, &after.services),
+        slices: names(&before.slices, &after.slices),
+    }
+}
+
+fn udp(view: &ServiceView) -> Vec<(SocketAddr, Vec<SocketAddr>)> {
+    let frontends = view.frontends.iter().filter(|frontend| frontend.protocol == Protocol::Udp);
+    frontends
+        .map(|frontend| {
+            let endpoints = match &frontend.action {
+                Action::Reject | Action::Drop => Vec::new(),
+                Action::Forward { endpoints, .. } => endpoints.clone(),
+                Action::Split { inside, outside, .. } => [inside.as_slice(), outside].concat(),
+            };
+            (frontend.address, endpoints)
+        })
+        .collect()
+}
