@@ -7,9 +7,12 @@ use api::core::{
 };
 use api::meta::ObjectMeta;
 use api::{IntOrString, Kind, Name, Objects};
+use jiff::Timestamp;
 
 use crate::action::{Action, Plan, delete};
-use crate::endpointslice::{HEADLESS, has_selector, is_headless, selected};
+use crate::endpointslice::{
+    HEADLESS, TRIGGER_TIME, has_selector, is_headless, selected, trigger_time,
+};
 use crate::objects::label;
 use crate::podfacts;
 
@@ -49,13 +52,35 @@ pub fn plan(snapshot: &Snapshot, key: &Name) -> Plan {
     if !has_selector(service) || service.is_deleting() {
         return plan;
     }
-    let wanted = wanted(snapshot, service, existing.map(AsRef::as_ref));
-    match existing {
-        None => plan.push(Action::Create(wanted.into())),
-        Some(existing) if **existing != wanted => plan.push(Action::Update(wanted.into())),
-        Some(_) => {}
+    let mut wanted = wanted(snapshot, service, existing.map(AsRef::as_ref));
+    if existing.is_some_and(|existing| without_trigger(existing) == wanted) {
+        return plan;
     }
+    let seen = existing
+        .and_then(|existing| crate::objects::annotation(existing.as_ref(), TRIGGER_TIME))
+        .and_then(|text| text.parse::<Timestamp>().ok());
+    let trigger = trigger_time(&snapshot.pods, service);
+    if let Some(time) = trigger.filter(|time| seen.is_none_or(|seen| *time > seen)) {
+        let annotations = wanted.metadata.annotations.get_or_insert_default();
+        annotations.insert(TRIGGER_TIME.to_owned(), time.to_string());
+    }
+    plan.push(match existing {
+        None => Action::Create(wanted.into()),
+        Some(_) => Action::Update(wanted.into()),
+    });
     plan
+}
+
+/// What changes of the trigger time alone do not count as a change of.
+fn without_trigger(endpoints: &Endpoints) -> Endpoints {
+    let mut endpoints = endpoints.clone();
+    if let Some(annotations) = &mut endpoints.metadata.annotations {
+        annotations.remove(TRIGGER_TIME);
+        if annotations.is_empty() {
+            endpoints.metadata.annotations = None;
+        }
+    }
+    endpoints
 }
 
 fn wanted(snapshot: &Snapshot, service: &Service, existing: Option<&Endpoints>) -> Endpoints {
@@ -68,6 +93,10 @@ fn wanted(snapshot: &Snapshot, service: &Service, existing: Option<&Endpoints>) 
         }
         let Some(address) = address(service, pod) else { continue };
         let ports = ports(service, pod);
+        let none_found = ports.is_empty();
+        if none_found && has_ports(service) {
+            continue;
+        }
         let key = ports
             .iter()
             .map(|port| {
@@ -98,23 +127,33 @@ fn sort(subset: &mut EndpointSubset) {
     }
 }
 
-/// Cuts to the limit, ready addresses kept first. Whether something was cut.
+/// Cuts to the limit: ready addresses are kept before others, and each subset gives way in proportion to what it has.
+/// Whether something was cut. Upstream counterpart: `truncateEndpoints`.
 fn truncate(subsets: &mut [EndpointSubset]) -> bool {
-    let mut room = ADDRESSES_MAX;
-    let mut over = false;
-    let mut cut = |list: &mut Option<Vec<EndpointAddress>>| {
-        if let Some(addresses) = list {
-            over |= addresses.len() > room;
-            addresses.truncate(room);
-            room -= addresses.len();
-            if addresses.is_empty() {
-                *list = None;
-            }
+    let count = |list: &Option<Vec<EndpointAddress>>| list.as_ref().map_or(0, Vec::len);
+    let ready: usize = subsets.iter().map(|subset| count(&subset.addresses)).sum();
+    let others: usize = subsets.iter().map(|subset| count(&subset.not_ready_addresses)).sum();
+    if ready + others <= ADDRESSES_MAX {
+        return false;
+    }
+    let cut_ready = ready > ADDRESSES_MAX;
+    let (all, room) =
+        if cut_ready { (ready, ADDRESSES_MAX) } else { (others, ADDRESSES_MAX - ready) };
+    let mut left = room;
+    for subset in subsets {
+        if cut_ready {
+            subset.not_ready_addresses = None;
         }
-    };
-    subsets.iter_mut().for_each(|subset| cut(&mut subset.addresses));
-    subsets.iter_mut().for_each(|subset| cut(&mut subset.not_ready_addresses));
-    over
+        let list = if cut_ready { &mut subset.addresses } else { &mut subset.not_ready_addresses };
+        let Some(addresses) = list else { continue };
+        let share = (addresses.len() * room).div_ceil(all).min(left);
+        addresses.truncate(share);
+        left -= share;
+        if addresses.is_empty() {
+            *list = None;
+        }
+    }
+    true
 }
 
 fn framed(
@@ -140,6 +179,7 @@ fn framed(
     );
     metadata.labels = Some(labels);
     let annotations = metadata.annotations.get_or_insert_default();
+    annotations.remove(TRIGGER_TIME);
     if over {
         annotations.insert(OVER_CAPACITY.to_owned(), "truncated".to_owned());
     } else {
@@ -177,6 +217,14 @@ fn address(service: &Service, pod: &Pod) -> Option<EndpointAddress> {
     })
 }
 
+fn has_ports(service: &Service) -> bool {
+    service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.ports.as_ref())
+        .is_some_and(|ports| !ports.is_empty())
+}
+
 fn ports(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
     let listed = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     listed
@@ -192,3 +240,6 @@ fn ports(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ mod hints;
 pub mod mirror;
 mod pack;
 
-pub(crate) use desired::families;
+pub(crate) use desired::{families, trigger_time};
 
 /// The label that names a slice's Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -103,7 +103,7 @@ pub fn plan(snapshot: &Snapshot, key: &Name) -> Plan {
     if service.is_deleting() {
         return plan;
     }
-    let trigger = desired::trigger_time(snapshot, service);
+    let trigger = trigger_time(&snapshot.pods, service);
     let families = families(service);
     let mut writes = pack::Writes::default();
     for slice in &existing {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use api::core::{Node, ObjectReference, Pod, Service};
 use api::discovery::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use api::meta::ObjectMeta;
-use api::{IntOrString, Kind, Name};
+use api::{IntOrString, Kind, Name, Objects};
 use jiff::Timestamp;
 
 use super::{
@@ -144,8 +144,8 @@ fn endpoint(service: &Service, pod: &Pod, node: Option<&Arc<Node>>, address: Str
 }
 
 /// The latest change that the slices answer to: the Service made, a pod ready or not ready or going.
-pub(super) fn trigger_time(snapshot: &Snapshot, service: &Service) -> Option<Timestamp> {
-    let pods = selected(&snapshot.pods, service).filter_map(|pod| {
+pub(crate) fn trigger_time(pods: &Objects<Pod>, service: &Service) -> Option<Timestamp> {
+    let pods = selected(pods, service).filter_map(|pod| {
         let ready = podfacts::condition(pod, "Ready")?.last_transition_time.as_ref()?;
         Some(ready.0)
     });
