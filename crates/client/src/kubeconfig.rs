@@ -133,6 +133,17 @@ impl Kubeconfig {
         Ok(Client::new(Arc::new(Tcp::new(authority, tls, user.token.as_deref())), component))
     }
 
+    /// Trust and identity of the current context, for other servers of the same cluster.
+    ///
+    /// # Errors
+    /// As for [`Kubeconfig::client`].
+    pub fn tls(&self) -> Result<Arc<rustls::ClientConfig>, KubeconfigError> {
+        let context = &find(&self.contexts, &self.current_context, "context")?.context;
+        let cluster = &find(&self.clusters, &context.cluster, "cluster")?.cluster;
+        let user = &find(&self.users, &context.user, "user")?.user;
+        Ok(Arc::new(tls(cluster, user)?))
+    }
+
     /// The server's URL of the current context.
     ///
     /// # Errors

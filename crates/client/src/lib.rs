@@ -3,6 +3,7 @@
 //! Upstream counterpart: client-go. Only this crate speaks to an API server. Components that share the API server's
 //! process use the same [`Client`] over an in-process [`Transport`].
 
+mod applied;
 mod client;
 mod events;
 mod index;
@@ -12,6 +13,7 @@ mod reflector;
 mod transport;
 mod watch;
 
+pub use applied::Applied;
 pub use client::{Client, DeleteOptions, Error, List, ListParams, Patch};
 pub use events::{EventKind, Recorder};
 pub use index::Index;

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::applied::Applied;
 use crate::client::{Client, Error};
 use crate::reflector::{Change, Reflector};
 
@@ -107,6 +108,7 @@ type Boxed<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 trait Source: Send + Sync {
     fn synced(&self) -> Boxed<'_>;
     fn caught_up<'a>(&'a self, written: &BTreeMap<&'static str, u64>) -> Boxed<'a>;
+    fn seen(&self) -> u64;
 }
 
 impl<K: Kind> Source for Reflector<K> {
@@ -119,12 +121,18 @@ impl<K: Kind> Source for Reflector<K> {
             if self.is_filtered() { 0 } else { written.get(K::KIND).copied().unwrap_or(0) };
         Box::pin(self.reached(revision))
     }
+
+    /// Every change up to this revision has made its keys dirty: it moves after the listeners.
+    fn seen(&self) -> u64 {
+        self.revision().unwrap_or(0)
+    }
 }
 
 /// What makes keys dirty: the component's reflectors and how their changes map to keys.
 pub struct Inputs<Key> {
     dirty: Arc<Dirty<Key>>,
     sources: Vec<Box<dyn Source>>,
+    told: Vec<(Box<dyn Source>, Applied)>,
 }
 
 impl<Key: Ord + Clone + Send + 'static> Inputs<Key> {
@@ -134,6 +142,7 @@ impl<Key: Ord + Clone + Send + 'static> Inputs<Key> {
         Self {
             dirty: Arc::new(Dirty { keys: Mutex::default(), wake: Notify::new() }),
             sources: Vec::new(),
+            told: Vec::new(),
         }
     }
 
@@ -150,6 +159,13 @@ impl<Key: Ord + Clone + Send + 'static> Inputs<Key> {
             dirty.wake.notify_one();
         });
         self.sources.push(Box::new(reflector.clone()));
+        self
+    }
+
+    /// Tells `applied` the revision of `reflector` up to which every change is applied.
+    #[must_use]
+    pub fn tells<K: Kind>(mut self, reflector: &Reflector<K>, applied: Applied) -> Self {
+        self.told.push((Box::new(reflector.clone()), applied));
         self
     }
 
@@ -172,6 +188,15 @@ impl<Key: Ord + Clone + Send + 'static> Inputs<Key> {
     /// Waits until every reflector has its first list.
     pub async fn synced(&self) {
         join_all(self.sources.iter().map(|source| source.synced())).await;
+    }
+
+    /// After an apply, when nothing else failed. A change that came meanwhile has its key in the set, so that an empty
+    /// set says that all changes seen before are applied.
+    fn tell(&self) {
+        let seen: Vec<u64> = self.told.iter().map(|(source, _)| source.seen()).collect();
+        if self.dirty.keys.lock().is_empty() {
+            self.told.iter().zip(seen).for_each(|((_, applied), revision)| applied.tell(revision));
+        }
     }
 
     async fn caught_up(&self, written: &BTreeMap<&'static str, u64>) {
@@ -210,6 +235,9 @@ pub async fn run<R: Reconcile>(
         let outcome = component.apply(&key, plan).await;
         if let Some(delay) = settle::<R>(&key, outcome, &mut failures) {
             timers.insert(key, Instant::now() + delay);
+        }
+        if failures.is_empty() {
+            inputs.tell();
         }
     }
 }

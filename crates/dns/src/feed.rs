@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::core::{Namespace, Service};
 use api::discovery::EndpointSlice;
 use api::{Kind as _, Name, Objects};
-use client::{ApplyError, Client, Index, Inputs, Next, Reconcile, Reflector};
+use client::{Applied, ApplyError, Client, Index, Inputs, Next, Reconcile, Reflector};
 use plan::dns::{ServiceRecords, service_records};
 use tokio_util::sync::CancellationToken;
 
@@ -83,10 +83,17 @@ fn owner(slice: &EndpointSlice) -> Option<Name> {
     Some(Name::new(slice.namespace(), service))
 }
 
-/// Starts to keep `zone` in step.
-pub fn follow(client: &Client, sources: Sources, zone: SharedZone, shutdown: CancellationToken) {
+/// Starts to keep `zone` in step; `applied` learns how far it is with the EndpointSlices.
+pub fn follow(
+    client: &Client,
+    sources: Sources,
+    zone: SharedZone,
+    applied: Applied,
+    shutdown: CancellationToken,
+) {
     let slices = Index::new(&sources.slices, owner);
     let inputs = Inputs::new()
+        .tells(&sources.slices, applied)
         .on(&sources.services, |change, dirty| {
             dirty.insert(Key::Service(change.name.clone()));
         })

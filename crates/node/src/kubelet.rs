@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 pub use handle::{ContainerLookup, KubeletHandle, LookupError, PodLookup};
 pub use network::{HostPort, PodAttachment, PodNetRequest, PodNetwork};
 
+use crate::guard::Guard;
 use context::{Agent, PodContext};
 use machine::Machine;
 use objects::{ObjectCache, Waker};
@@ -83,6 +84,8 @@ pub struct Options {
     /// When a pull fails but the image is present, use it: for clusters without a registry, where `imagePullPolicy:
     /// Always` (the default for `:latest`) could never be met. Upstream fails instead.
     pub use_present_images: bool,
+    /// Waits for the proxies of all nodes when a pod comes or goes; without it nobody waits.
+    pub guard: Option<Guard>,
     /// What the stream server looks pods up in.
     pub handle: KubeletHandle,
 }

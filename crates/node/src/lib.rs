@@ -1,4 +1,5 @@
 //! Loops that touch this node: kubelet, proxy, pod network, load balancer speaker.
+pub mod guard;
 pub mod kubelet;
 pub mod loadbalancer;
 pub mod podnet;

@@ -19,7 +19,9 @@ use std::time::Instant;
 
 use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
-use client::{ApplyError, Client, Inputs, ListParams, Next, Reconcile, Recorder, Reflector};
+use client::{
+    Applied, ApplyError, Client, Inputs, ListParams, Next, Reconcile, Recorder, Reflector,
+};
 use parking_lot::Mutex;
 use plan::proxy::{Dirty, Settings, Snapshot};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +34,6 @@ pub use health::Health;
 pub use metrics::Metrics;
 pub use nftables::Plan as NftablesPlan;
 pub use prepare::{ConntrackLimits, prepare};
-pub use progress::Programmed;
 pub use sink::{Sink, SinkError};
 
 /// Where upstream's proxy answers `/healthz` and `/livez`.
@@ -51,8 +52,8 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// Connection tracking.
     pub conntrack: ConntrackLimits,
-    /// Learns how far the kernel is.
-    pub programmed: Programmed,
+    /// Learns how far the kernel is with the EndpointSlices.
+    pub applied: Applied,
 }
 
 impl Config {
@@ -61,9 +62,18 @@ impl Config {
     pub fn new(settings: Settings) -> Self {
         let health = SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT));
         let metrics = SocketAddr::from(([127, 0, 0, 1], METRICS_PORT));
-        let (conntrack, programmed) = (ConntrackLimits::default(), Programmed::default());
-        Self { settings, health, metrics, conntrack, programmed }
+        let (conntrack, applied) = (ConntrackLimits::default(), Applied::default());
+        Self { settings, health, metrics, conntrack, applied }
     }
+}
+
+/// The reflectors that the rules come from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// All Services.
+    pub services: Reflector<Service>,
+    /// All EndpointSlices.
+    pub slices: Reflector<EndpointSlice>,
 }
 
 /// The component.
@@ -83,7 +93,7 @@ impl Proxy {
     pub fn open(settings: Settings, health: Health) -> Result<Self, SinkError> {
         let backend = Backend::open(settings)?;
         let udp = udp::Cleaner::open()?;
-        let progress = Progress::new(Programmed::default());
+        let progress = Progress::new();
         Ok(Self { backend, udp, health, progress })
     }
 
@@ -126,6 +136,7 @@ impl Reconcile for Proxy {
 /// When the kernel gives no netlink socket.
 pub async fn run(
     client: Client,
+    sources: Sources,
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), SinkError> {
@@ -133,11 +144,10 @@ pub async fn run(
     let health = Health::start(config.health, shutdown.clone());
     health.report_to(Recorder::new(&client, "kube-proxy", &config.settings.node));
     let mut proxy = Proxy::open(config.settings.clone(), health.clone())?;
-    let progress = Progress::new(config.programmed);
+    let progress = Progress::new();
     proxy.progress = progress.clone();
     health.serve_metrics(config.metrics, progress.metrics.clone());
-    let services: Reflector<Service> = Reflector::start(&client, ListParams::default());
-    let slices: Reflector<EndpointSlice> = Reflector::start(&client, ListParams::default());
+    let Sources { services, slices } = sources;
     let only = format!("metadata.name={}", config.settings.node);
     let node: Reflector<Node> =
         Reflector::start(&client, ListParams { fields: only, ..ListParams::default() });
@@ -148,6 +158,7 @@ pub async fn run(
     let (count_services, count_slices) = (progress.metrics.clone(), progress.clone());
     let inputs = Inputs::new()
         .with(())
+        .tells(&slices, config.applied)
         .on(&services, move |change, keys| {
             of_services.lock().services.insert(change.name.clone());
             services_wait.queued(Instant::now());
@@ -168,11 +179,10 @@ pub async fn run(
         let dirty = Some(std::mem::take(&mut *dirty.lock()));
         let node = node.view().get("", &name).cloned();
         health.observe(node.as_deref());
-        let slices = slices.view();
-        progress.begin(slices.revision);
+        progress.begin();
         Snapshot {
             services: services.view().objects.clone(),
-            slices: slices.objects.clone(),
+            slices: slices.view().objects.clone(),
             node,
             addresses: addresses(&of_node),
             dirty,

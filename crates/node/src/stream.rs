@@ -2,8 +2,9 @@
 //! `rhumb explain` asks a node.
 //!
 //! Upstream counterpart: `pkg/kubelet/server`. The TLS configuration asks for and verifies the API server's client
-//! certificate, so whoever gets through may ask everything.
+//! certificate or another node's; `callers` says what each may ask.
 
+mod callers;
 mod command;
 mod forward;
 mod inspect;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -36,6 +38,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubelet::{KubeletHandle, LookupError};
+use callers::Caller;
+use client::Applied;
 use logs::{LogOptions, OptionsError};
 use query::Query;
 
@@ -45,6 +49,11 @@ const CONNECTIONS_MAX: usize = 1024;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Parts of a log that wait for the client, each 64 KiB or so.
 const LOG_PARTS_MAX: usize = 8;
+
+/// `GET ?revision=N`: waits until this node's proxy and DNS have the EndpointSlices up to N, and says how far they are.
+pub(crate) const APPLIED: &str = "/rhumb/v1/applied";
+/// The longest wait of an answer about [`APPLIED`].
+const APPLIED_WAIT: Duration = Duration::from_secs(10);
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -57,7 +66,9 @@ pub struct Options {
     pub handle: KubeletHandle,
     /// Their containers.
     pub runtime: Runtime,
-    /// Requires and verifies the API server's client certificate.
+    /// How far this node's proxy and DNS are with the EndpointSlices.
+    pub applied: Vec<Applied>,
+    /// Requires and verifies a client certificate.
     pub tls: Arc<rustls::ServerConfig>,
 }
 
@@ -79,6 +90,7 @@ pub enum StreamError {
 struct Shared {
     handle: KubeletHandle,
     runtime: Runtime,
+    applied: Vec<Applied>,
     shutdown: CancellationToken,
 }
 
@@ -91,8 +103,8 @@ pub async fn start(options: Options, shutdown: CancellationToken) -> Result<(), 
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| StreamError::Listen { address, source })?;
-    let Options { handle, runtime, tls, .. } = options;
-    let shared = Arc::new(Shared { handle, runtime, shutdown: shutdown.clone() });
+    let Options { handle, runtime, applied, tls, .. } = options;
+    let shared = Arc::new(Shared { handle, runtime, applied, shutdown: shutdown.clone() });
     tokio::spawn(async move {
         let tls = TlsAcceptor::from(tls);
         tokio::select! {
@@ -126,7 +138,10 @@ async fn accept(listener: &TcpListener, tls: &TlsAcceptor, shared: &Arc<Shared>)
 async fn serve_tls(stream: TcpStream, tls: &TlsAcceptor, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true); // keystrokes go at once; without it they only go later
     match tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
-        Ok(Ok(stream)) => serve(stream, shared).await,
+        Ok(Ok(stream)) => {
+            let caller = Caller::of(stream.get_ref().1.peer_certificates());
+            serve(stream, caller, shared).await;
+        }
         Ok(Err(error)) => {
             tracing::debug!(component = "kubelet", %error, "a TLS handshake failed");
         }
@@ -135,14 +150,24 @@ async fn serve_tls(stream: TcpStream, tls: &TlsAcceptor, shared: Arc<Shared>) {
 }
 
 /// Serves one connection.
-async fn serve<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, shared: Arc<Shared>) {
+async fn serve<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: T,
+    caller: Caller,
+    shared: Arc<Shared>,
+) {
     let shutdown = shared.shutdown.clone();
     let service = service_fn(|request| {
         let shared = Arc::clone(&shared);
         async move {
             let path = request.uri().path();
+            if !caller.may_ask(path) {
+                return Ok::<_, Infallible>(plain(StatusCode::FORBIDDEN, "Forbidden"));
+            }
+            if path == APPLIED && request.method() == Method::GET {
+                return Ok(applied(&shared, &request).await);
+            }
             if path.starts_with(inspect::ROOT) && request.method() == Method::GET {
-                return Ok::<_, Infallible>(inspect(shared, request).await);
+                return Ok(inspect(shared, request).await);
             }
             Ok(respond(&shared, request))
         }
@@ -226,6 +251,18 @@ async fn inspect(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Bo
     });
     let broken = |_| plain(StatusCode::INTERNAL_SERVER_ERROR, "the answer broke off");
     answer.await.unwrap_or_else(broken)
+}
+
+/// What the guard of another node's pods asks.
+async fn applied(shared: &Shared, request: &Request<Incoming>) -> Response<Body> {
+    let query = Query::parse(request.uri().query().unwrap_or(""));
+    let Some(revision) = query.get("revision").and_then(|text| text.parse().ok()) else {
+        return plain(StatusCode::BAD_REQUEST, "revision is needed");
+    };
+    let all = join_all(shared.applied.iter().map(|one| one.reached(revision)));
+    let _ = tokio::time::timeout(APPLIED_WAIT, all).await;
+    let now = join_all(shared.applied.iter().map(|one| one.reached(0))).await;
+    plain(StatusCode::OK, &now.into_iter().min().unwrap_or(0).to_string())
 }
 
 fn pods(handle: &KubeletHandle) -> Response<Body> {

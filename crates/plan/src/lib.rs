@@ -8,6 +8,7 @@ pub mod endpoints;
 pub mod endpointslice;
 pub mod explain;
 pub mod gc;
+pub mod guard;
 pub mod loadbalancer;
 pub mod namespaces;
 pub mod nodes;

@@ -8,6 +8,8 @@ use api::core::{Pod, PodCondition, PodStatus};
 use api::{IntOrString, Kind};
 use jiff::Timestamp;
 
+use crate::guard;
+
 /// A condition of the pod by type.
 #[must_use]
 pub fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
@@ -45,7 +47,8 @@ pub fn is_active(pod: &Pod) -> bool {
     !is_terminal(pod) && !pod.is_deleting()
 }
 
-/// `Ok` when the pod has been ready for `min_ready_seconds`; `Err` with the time that is missing, if only time is.
+/// `Ok` when the pod has been ready for `min_ready_seconds`, and is reached by connections where the agent asks for that;
+/// `Err` with the time that is missing, if only time is.
 pub fn availability(
     pod: &Pod,
     min_ready_seconds: i32,
@@ -54,11 +57,15 @@ pub fn availability(
     if !is_ready(pod) {
         return Err(None);
     }
-    if min_ready_seconds <= 0 {
+    let mut wait = Duration::from_secs(u64::try_from(min_ready_seconds).unwrap_or(0));
+    if condition(pod, guard::REACHABLE).is_some_and(|reached| reached.status != "True") {
+        wait = wait.max(guard::BUDGET_MAX);
+    }
+    if wait.is_zero() {
         return Ok(());
     }
     let since = ready_since(pod).ok_or(None)?;
-    let end = since.as_millisecond() + i64::from(min_ready_seconds) * 1000;
+    let end = since.as_millisecond() + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
     match u64::try_from(end - now.as_millisecond()) {
         Ok(0) | Err(_) => Ok(()),
         Ok(missing) => Err(Some(Duration::from_millis(missing))),
@@ -162,5 +169,23 @@ mod tests {
         assert_eq!(availability(&ready(100), 10, at(110)), Ok(()));
         assert_eq!(availability(&ready(100), 10, at(107)), Err(Some(Duration::from_secs(3))));
         assert_eq!(availability(&Pod::default(), 0, at(100)), Err(None));
+    }
+
+    #[test]
+    fn a_pod_that_connections_do_not_reach_is_available_only_when_that_takes_too_long() {
+        let with = |status: &str| {
+            let mut pod = ready(100);
+            let conditions = pod.status.as_mut().and_then(|status| status.conditions.as_mut());
+            conditions.expect("it is ready").push(PodCondition {
+                type_: guard::REACHABLE.into(),
+                status: status.into(),
+                ..PodCondition::default()
+            });
+            pod
+        };
+        assert_eq!(availability(&with("False"), 0, at(100)), Err(Some(Duration::from_secs(5))));
+        assert_eq!(availability(&with("False"), 0, at(105)), Ok(()));
+        assert_eq!(availability(&with("True"), 0, at(100)), Ok(()));
+        assert_eq!(availability(&with("True"), 10, at(105)), Err(Some(Duration::from_secs(5))));
     }
 }

@@ -149,6 +149,8 @@ pub struct Seen {
     pub containers: BTreeMap<String, ContainerSeen>,
     /// The status last computed, for transition times.
     pub before: PodStatus,
+    /// Whether every node sends connections to the pod; `None` where that is not asked.
+    pub reachable: Option<bool>,
     /// The object is gone from the API.
     pub orphaned: bool,
 }

@@ -9,9 +9,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use api::core::{Namespace, Node, Service};
 use api::discovery::EndpointSlice;
-use client::{Client, Kubeconfig, ListParams, Reflector};
+use client::{Applied, Client, Kubeconfig, ListParams, Reflector};
 use ipnet::{IpNet, Ipv4Net};
 use kernel::link::Netlink;
+use node::guard::Guard;
 use node::kubelet::{self, KubeletHandle};
 use node::{loadbalancer, podnet, proxy};
 use runtime::{ImageStore, Runtime};
@@ -58,12 +59,26 @@ impl Sources {
     }
 }
 
+/// How far the parts of the agent that carry connections are with the EndpointSlices.
+#[derive(Default)]
+struct Followed {
+    proxy: Applied,
+    dns: Applied,
+}
+
+impl Followed {
+    fn all(&self) -> Vec<Applied> {
+        vec![self.proxy.clone(), self.dns.clone()]
+    }
+}
+
 async fn serve(args: Agent) -> Result<()> {
     let path = args
         .kubeconfig
         .as_ref()
         .context("--kubeconfig says how to reach the API server, and is not given")?;
-    let client = Kubeconfig::read(path)?.client("node")?;
+    let kubeconfig = Kubeconfig::read(path)?;
+    let client = kubeconfig.client("node")?;
     let name = match &args.node_name {
         Some(name) => name.clone(),
         None => nix::unistd::gethostname()?.to_string_lossy().to_ascii_lowercase(),
@@ -87,8 +102,10 @@ async fn serve(args: Agent) -> Result<()> {
     };
     podnet::follow_nodes(&client, &sources.nodes, pod_network, tell_cidr, shutdown.clone()).await?;
     let network = Arc::new(podnet::PodNet::open(&args.node_dir.join("podnet"), ip, cidr)?);
-    let _dns = start_dns(&args, &client, &sources, dns_ip, &shutdown).await?;
-    start_proxy(&args, &client, &name, &shutdown);
+    let applied = Followed::default();
+    let of_dns = (dns_ip, applied.dns.clone());
+    let _dns = start_dns(&args, &client, &sources, of_dns, &shutdown).await?;
+    start_proxy(&args, &client, &sources, (&name, applied.proxy.clone()), &shutdown);
     let speaker = loadbalancer::Sources {
         services: sources.services.clone(),
         slices: sources.slices.clone(),
@@ -98,8 +115,17 @@ async fn serve(args: Agent) -> Result<()> {
 
     let handle = KubeletHandle::new();
     let runtime = open_runtime(&args, &name).await?;
-    start_streams(&args, &handle, &runtime, &shutdown).await?;
-    let options = kubelet_options(&args, (name, ip), network, runtime, handle);
+    start_streams(&args, &handle, &runtime, applied.all(), &shutdown).await?;
+    let of_guard = node::guard::Sources {
+        services: sources.services.clone(),
+        slices: sources.slices.clone(),
+        nodes: sources.nodes.clone(),
+    };
+    let guard = Guard::new(&name, of_guard, applied.all(), kubeconfig.tls()?);
+    let options = kubelet::Options {
+        guard: Some(guard),
+        ..kubelet_options(&args, (name, ip), network, runtime, handle)
+    };
     let kubelet = tokio::spawn(kubelet::run(options, client, shutdown.clone()));
     terminated().await?;
     shutdown.cancel();
@@ -129,7 +155,7 @@ async fn start_dns(
     args: &Agent,
     client: &Client,
     sources: &Sources,
-    address: IpAddr,
+    (address, applied): (IpAddr, Applied),
     shutdown: &CancellationToken,
 ) -> Result<dns::Server> {
     let netlink = Netlink::open()?;
@@ -142,7 +168,7 @@ async fn start_dns(
         slices: sources.slices.clone(),
         namespaces: sources.namespaces.clone(),
     };
-    dns::follow(client, feed, Arc::clone(&zone), shutdown.clone());
+    dns::follow(client, feed, Arc::clone(&zone), applied, shutdown.clone());
     let resolvers = match &args.resolv_conf {
         Some(path) => {
             dns::resolvers(path).with_context(|| format!("cannot read {}", path.display()))?
@@ -162,6 +188,7 @@ async fn start_streams(
     args: &Agent,
     handle: &KubeletHandle,
     runtime: &Runtime,
+    applied: Vec<Applied>,
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let Some(tls) = crate::tls::kubelet(args)? else {
@@ -172,8 +199,8 @@ async fn start_streams(
         return Ok(());
     };
     let address = SocketAddr::from(([0, 0, 0, 0], kubelet::PORT));
-    let options =
-        node::stream::Options { address, handle: handle.clone(), runtime: runtime.clone(), tls };
+    let (handle, runtime) = (handle.clone(), runtime.clone());
+    let options = node::stream::Options { address, handle, runtime, applied, tls };
     Ok(node::stream::start(options, shutdown.clone()).await?)
 }
 
@@ -216,7 +243,13 @@ pub(crate) fn remove_pods(node_dir: &Path, images_dir: &Path) -> Result<()> {
     })
 }
 
-fn start_proxy(args: &Agent, client: &Client, name: &str, shutdown: &CancellationToken) {
+fn start_proxy(
+    args: &Agent,
+    client: &Client,
+    sources: &Sources,
+    (name, applied): (&str, Applied),
+    shutdown: &CancellationToken,
+) {
     let settings = plan::proxy::Settings {
         node: name.to_owned(),
         service_cidrs: vec![IpNet::V4(args.service_cidr)],
@@ -225,8 +258,11 @@ fn start_proxy(args: &Agent, client: &Client, name: &str, shutdown: &Cancellatio
         ..Default::default()
     };
     let (client, shutdown) = (client.component("kube-proxy"), shutdown.clone());
+    let config = proxy::Config { applied, ..proxy::Config::new(settings) };
+    let sources =
+        proxy::Sources { services: sources.services.clone(), slices: sources.slices.clone() };
     tokio::spawn(async move {
-        if let Err(error) = proxy::run(client, proxy::Config::new(settings), shutdown).await {
+        if let Err(error) = proxy::run(client, sources, config, shutdown).await {
             let error: &(dyn std::error::Error + 'static) = &error;
             tracing::error!(component = "kube-proxy", error, "the proxy cannot start");
         }
@@ -254,6 +290,7 @@ fn kubelet_options(
         pods_max: kubelet::PODS_MAX,
         port: kubelet::PORT,
         use_present_images: true,
+        guard: None,
         handle,
     }
 }

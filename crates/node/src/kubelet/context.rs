@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::Kind;
 use api::core::{Container, ObjectReference, Pod, PodStatus, Service};
@@ -10,6 +11,9 @@ use parking_lot::Mutex;
 use plan::pods::env::Sources;
 use plan::pods::files::Dns;
 use runtime::Runtime;
+use tokio::sync::OnceCell;
+
+use crate::guard::Outcome;
 
 use super::Options;
 use super::machine::Machine;
@@ -49,6 +53,8 @@ pub(super) struct PodContext {
     pub(super) waker: Waker,
     pub(super) tokens: Tokens,
     pub(super) mounted: Mutex<Mounted>,
+    /// Whether the guard has let the pod go.
+    left: OnceCell<()>,
 }
 
 impl PodContext {
@@ -59,6 +65,7 @@ impl PodContext {
             waker: Waker::default(),
             tokens: Tokens::default(),
             mounted: Mutex::default(),
+            left: OnceCell::new(),
         })
     }
 
@@ -72,6 +79,19 @@ impl PodContext {
             services: self.agent.services.view().objects.clone(),
             allocatable: self.agent.machine.resources(&self.agent.options),
         }
+    }
+
+    /// Waits, once for all containers, until no node sends the pod new connections; at most a share of `grace`.
+    pub(super) async fn leave(&self, pod: &Pod, grace: Duration) {
+        let Some(guard) = &self.agent.options.guard else { return };
+        let wait = async {
+            let Some(outcome) = guard.left(pod, plan::guard::budget(pod, grace)).await else {
+                return;
+            };
+            let (kind, reason, message) = told(&outcome);
+            self.event(pod, None, kind, reason, message);
+        };
+        self.left.get_or_init(|| wait).await;
     }
 
     /// An event about the pod, or about one of its containers.
@@ -89,6 +109,23 @@ impl PodContext {
             Some(name) => recorder.event_at(part(pod, name), kind, reason, message),
         }
     }
+}
+
+/// What the event says of a pod that goes.
+fn told(outcome: &Outcome) -> (EventKind, &'static str, String) {
+    let (nodes, took) = (outcome.nodes, outcome.took.as_millis());
+    if outcome.is_complete() {
+        let message =
+            format!("{nodes} of {nodes} nodes send no new connections here after {took} ms");
+        return (EventKind::Normal, "ConnectionsStopped", message);
+    }
+    let why = if outcome.settled {
+        format!("not confirmed by {}", outcome.missing.join(", "))
+    } else {
+        "no other endpoint of its Services is ready, or they do not follow".to_owned()
+    };
+    let message = format!("Ends after {took} ms although new connections may still come: {why}");
+    (EventKind::Warning, "ConnectionsNotStopped", message)
 }
 
 /// A reference to one container of a pod: `spec.containers{web}`.

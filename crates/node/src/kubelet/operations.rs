@@ -194,9 +194,29 @@ struct Stop {
 }
 
 impl Stop {
-    /// Hook, signal, wait, kill: all within the grace period.
+    /// Guard and hook, signal, wait, kill: all within the grace period.
     async fn run(&self) {
         let end = Instant::now() + self.grace;
+        tokio::join!(self.guard(end), self.hook(end));
+        // Upstream grants two seconds even when the hook used up everything.
+        let rest = end.saturating_duration_since(Instant::now());
+        let has_hook = self.with_hook && self.container.lifecycle.is_some();
+        let rest = if has_hook { rest.max(Duration::from_secs(2)) } else { rest };
+        let runtime = self.context.agent.runtime();
+        if let Err(error) = runtime.stop_container(&self.run, rest).await {
+            complain("container not stopped", &error);
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// A container that stops because its pod goes does so when nobody connects to it any more.
+    async fn guard(&self, end: Instant) {
+        if self.pod.is_deleting() {
+            let _ = tokio::time::timeout_at(end, self.context.leave(&self.pod, self.grace)).await;
+        }
+    }
+
+    async fn hook(&self, end: Instant) {
         let lifecycle = self.container.lifecycle.as_ref().filter(|_| self.with_hook);
         let runtime = self.context.agent.runtime();
         if let Some(handler) = lifecycle.and_then(|lifecycle| lifecycle.pre_stop.as_ref()) {
@@ -208,13 +228,6 @@ impl Stop {
                 let kind = EventKind::Warning;
                 self.context.event(&self.pod, name, kind, "FailedPreStopHook", message);
             }
-        }
-        // Upstream grants two seconds even when the hook used up everything.
-        let rest = end.saturating_duration_since(Instant::now());
-        let rest = if lifecycle.is_some() { rest.max(Duration::from_secs(2)) } else { rest };
-        if let Err(error) = runtime.stop_container(&self.run, rest).await {
-            complain("container not stopped", &error);
-            tokio::time::sleep(RETRY).await;
         }
     }
 }

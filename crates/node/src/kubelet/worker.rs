@@ -48,9 +48,19 @@ pub(super) struct Input {
 /// What operations and probes report.
 pub(super) enum Message {
     Prepared(Result<PodAttachment, String>),
-    Started { container: String, result: Result<(), Refused> },
-    Stopped { container: String },
-    Probed { key: ProbeKey, passed: bool },
+    Started {
+        container: String,
+        result: Result<(), Refused>,
+    },
+    Stopped {
+        container: String,
+    },
+    Probed {
+        key: ProbeKey,
+        passed: bool,
+    },
+    /// Every node sends connections to the pod.
+    Reached,
     Closed,
     Removed,
 }
@@ -75,6 +85,8 @@ pub(super) struct Worker {
     told: BTreeSet<Notice>,
     probes: BTreeMap<ProbeKey, AbortHandle>,
     failures: u32,
+    /// Waits for [`Message::Reached`].
+    reach: Option<AbortHandle>,
 }
 
 impl Worker {
@@ -107,6 +119,7 @@ impl Worker {
             told: BTreeSet::new(),
             probes: BTreeMap::new(),
             failures: 0,
+            reach: None,
         }
     }
 
@@ -127,7 +140,10 @@ impl Worker {
             }
             self.observe();
             let facts = NodeFacts { ips: self.context.agent.options.node_ips.clone() };
-            let plan = plan(&self.pod, &self.seen, &facts, Timestamp::now());
+            let mut plan = plan(&self.pod, &self.seen, &facts, Timestamp::now());
+            if self.becomes_ready(&plan.status) && self.watch_reach() {
+                plan = plan::pods::plan(&self.pod, &self.seen, &facts, Timestamp::now());
+            }
             let wake = plan.wake;
             self.act(plan);
             self.wait(wake).await;
@@ -156,6 +172,11 @@ impl Worker {
             let running = status.state.as_ref().is_some_and(|state| state.running.is_some());
             seen.startup = status.started.filter(|started| *started && running);
             seen.readiness = Some(status.ready).filter(|ready| *ready && running);
+        }
+        let reached = plan::podfacts::condition(&self.pod, plan::guard::REACHABLE);
+        self.seen.reachable = reached.map(|reached| reached.status == "True");
+        if self.seen.reachable == Some(false) {
+            self.watch_reach();
         }
         let ends = self.pod.is_deleting() || self.input.borrow().gone;
         if !ends {
@@ -202,6 +223,28 @@ impl Worker {
         for action in plan.actions {
             self.begin(action);
         }
+    }
+
+    /// Whether this status is the first that says so.
+    fn becomes_ready(&self, status: &PodStatus) -> bool {
+        self.seen.reachable.is_none() && is_ready(status) && !is_ready(&self.seen.before)
+    }
+
+    /// Begins to wait until connections reach the pod, if it is behind a Service.
+    fn watch_reach(&mut self) -> bool {
+        let Some(guard) = self.context.agent.options.guard.clone() else { return false };
+        let pod = Arc::clone(&self.pod);
+        if plan::guard::budget(&pod, Duration::MAX).is_zero() || !guard.concerns(&pod) {
+            return false;
+        }
+        self.seen.reachable = Some(false);
+        let outbox = self.outbox.clone();
+        let task = tokio::spawn(async move {
+            while !guard.joined(&pod, plan::guard::BUDGET_MAX).await.is_complete() {}
+            let _ = outbox.send(Message::Reached).await;
+        });
+        self.reach = Some(task.abort_handle());
+        true
     }
 
     fn publish(&self, status: &PodStatus) {
@@ -318,6 +361,7 @@ impl Worker {
                 }
             }
             Message::Probed { key, passed } => self.probed(&key, passed),
+            Message::Reached => self.seen.reachable = Some(true),
             Message::Closed => self.seen.sandbox = Sandbox::Closed,
             Message::Removed => self.seen.sandbox = Sandbox::Gone,
         }
@@ -377,8 +421,13 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.probes.values().for_each(AbortHandle::abort);
+        self.probes.values().chain(&self.reach).for_each(AbortHandle::abort);
     }
+}
+
+fn is_ready(status: &PodStatus) -> bool {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.any(|one| one.type_ == "Ready" && one.status == "True")
 }
 
 /// Sleeps this long, or for ever.

@@ -1,4 +1,4 @@
-//! How far the kernel is: for metrics, and for whoever waits until this node has taken a change of endpoints.
+//! What a sync of the kernel takes, for metrics.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,7 +7,6 @@ use api::Kind;
 use api::discovery::EndpointSlice;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use super::metrics::Metrics;
 
@@ -16,35 +15,10 @@ const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Moments of changes that wait for one sync; more are not measured.
 const TRIGGERS_MAX: usize = 4_096;
 
-/// The revision of EndpointSlices that the kernel has. Clones share it.
-#[derive(Clone, Debug)]
-pub struct Programmed(Arc<watch::Sender<u64>>);
-
-impl Default for Programmed {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(0)))
-    }
-}
-
-impl Programmed {
-    /// The kernel has everything up to `revision`.
-    pub fn tell(&self, revision: u64) {
-        self.0.send_if_modified(|known| std::mem::replace(known, revision) != revision);
-    }
-
-    /// Waits until the kernel has everything up to `revision`; tells how far it is then.
-    pub async fn reached(&self, revision: u64) -> u64 {
-        let mut follow = self.0.subscribe();
-        let now = follow.wait_for(|now| *now >= revision).await;
-        now.map_or(0, |now| *now)
-    }
-}
-
 /// One proxy's progress. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Progress {
     pub(super) metrics: Metrics,
-    programmed: Programmed,
     state: Arc<Mutex<State>>,
 }
 
@@ -55,20 +29,18 @@ struct State {
     waiting: Vec<Timestamp>,
     /// What the sync under way was given, and when it began.
     taken: Vec<Timestamp>,
-    revision: u64,
     began: Instant,
 }
 
 impl Progress {
-    pub(super) fn new(programmed: Programmed) -> Self {
+    pub(super) fn new() -> Self {
         let state = State {
             born: Timestamp::now(),
             waiting: Vec::new(),
             taken: Vec::new(),
-            revision: 0,
             began: Instant::now(),
         };
-        Self { metrics: Metrics::default(), programmed, state: Arc::new(Mutex::new(state)) }
+        Self { metrics: Metrics::default(), state: Arc::new(Mutex::new(state)) }
     }
 
     pub(super) fn endpoints_changed(&self, slice: Option<&EndpointSlice>) {
@@ -84,12 +56,11 @@ impl Progress {
         }
     }
 
-    /// A sync begins with the slices of `revision`.
-    pub(super) fn begin(&self, revision: u64) {
+    /// A sync begins.
+    pub(super) fn begin(&self) {
         let mut state = self.state.lock();
         let waiting = std::mem::take(&mut state.waiting);
         state.taken.extend(waiting);
-        state.revision = revision;
         state.began = Instant::now();
     }
 
@@ -98,6 +69,5 @@ impl Progress {
         let mut state = self.state.lock();
         let triggers = std::mem::take(&mut state.taken);
         self.metrics.synced(whole, state.began.elapsed(), &triggers);
-        self.programmed.tell(state.revision);
     }
 }

@@ -394,7 +394,8 @@ async fn what_is_not_there_is_refused_in_upstreams_words() {
         runtime::Options::new(directory.path().join("r"), "rhumb-test".to_owned(), images);
     let runtime = Runtime::open(options).await.unwrap();
     let shutdown = CancellationToken::new();
-    let shared = Arc::new(Shared { handle: KubeletHandle::new(), runtime, shutdown });
+    let shared =
+        Arc::new(Shared { handle: KubeletHandle::new(), runtime, applied: Vec::new(), shutdown });
     for (request, status, text) in [
         ("GET /healthz", "200", "ok"),
         ("GET /pods", "200", r#""items":[]"#),
@@ -406,7 +407,7 @@ async fn what_is_not_there_is_refused_in_upstreams_words() {
         ("GET /", "404", "404 page not found"),
     ] {
         let (mut near, far) = tokio::io::duplex(1 << 16);
-        tokio::spawn(serve(far, Arc::clone(&shared)));
+        tokio::spawn(serve(far, Caller::ApiServer, Arc::clone(&shared)));
         let head = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         near.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();

@@ -105,6 +105,7 @@ impl World {
             pods_max: PODS_MAX,
             port: PORT,
             use_present_images: false,
+            guard: None,
             handle: self.handle.clone(),
         };
         let shutdown = CancellationToken::new();

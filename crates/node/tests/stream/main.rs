@@ -86,6 +86,7 @@ impl Client {
             address,
             handle: world.handle.clone(),
             runtime: world.runtime().clone(),
+            applied: Vec::new(),
             tls: Arc::new(server),
         };
         node::stream::start(options, shutdown).await.unwrap();

@@ -7,6 +7,8 @@ use api::core::{
 };
 use api::meta::Time;
 
+use crate::guard;
+
 use super::backoff::{Backoff, later};
 use super::containers::{
     ERROR_SHOWN_SECONDS, crash_until, init_done, is_initialized, is_sidecar, is_started, pod_text,
@@ -240,11 +242,20 @@ fn run_state(run: &Run) -> ContainerState {
 }
 
 /// The conditions that the kubelet owns, and after them those of others, unchanged.
+fn reachable(holds: bool) -> Verdict {
+    if holds {
+        Verdict::yes()
+    } else {
+        Verdict::no("NotConfirmed", "not every node sends connections here yet")
+    }
+}
+
 fn conditions(scene: &Scene<'_>, status: &PodStatus) -> Vec<PodCondition> {
     let verdict = |holds: bool| if holds { Verdict::yes() } else { Verdict::no("", "") };
     let phase = status.phase.as_deref().unwrap_or_default();
     let containers = containers_ready(scene, status, phase);
     let network = matches!(scene.seen.sandbox, Sandbox::Ready);
+    let reachable = scene.seen.reachable.map(|holds| (guard::REACHABLE, reachable(holds)));
     let owned = [
         ("PodReadyToStartContainers", verdict(network)),
         ("Initialized", initialized(scene, status, phase)),
@@ -254,7 +265,7 @@ fn conditions(scene: &Scene<'_>, status: &PodStatus) -> Vec<PodCondition> {
     ];
     let generation = scene.pod.meta().generation;
     let mut conditions: Vec<PodCondition> = Vec::new();
-    for (type_, verdict) in owned {
+    for (type_, verdict) in owned.into_iter().chain(reachable) {
         let holds = if verdict.holds { "True" } else { "False" };
         conditions.push(PodCondition {
             type_: type_.to_owned(),
