@@ -1,3 +1,4 @@
-//! The nftables rule set, links, routes and addresses as data.
+//! The nftables and iptables rule sets, links, routes and addresses as data.
 
+pub mod iptables;
 pub mod nft;
