@@ -1,9 +1,11 @@
 //! EndpointSlices, and the mirror of hand-written Endpoints. Decision: [`plan::endpointslice`].
 
+use std::collections::BTreeSet;
+
 use api::Name;
 use client::{ApplyError, Inputs, Next, Reconcile, run};
 use plan::action::Plan;
-use plan::endpointslice::{Snapshot, mirror, plan, service_of, services_of};
+use plan::endpointslice::{Snapshot, follows_cpus, mirror, plan, service_of, services_of, weight};
 
 use crate::{Context, Reflectors, write::Writer};
 
@@ -37,12 +39,16 @@ pub(crate) async fn start(context: Context) {
             dirty.extend(change.states().flat_map(|pod| services_of(&all.objects, pod)));
         })
         .on(&slices, |change, dirty| dirty.extend(change.states().filter_map(service_of)))
-        // Zones: a node that appears, goes or moves may be in any slice.
+        // Zones: a node that appears, goes or moves may be in any slice. Its CPUs count where hints follow them.
         .on(&nodes, move |change, dirty| {
             let labels = change.states().map(|node| node.metadata.labels.clone());
-            let labels: std::collections::BTreeSet<_> = labels.collect();
-            if labels.len() > 1 || change.old.is_none() || change.new.is_none() {
-                dirty.extend(every.view().objects.keys().cloned());
+            let labels: BTreeSet<_> = labels.collect();
+            let weights: BTreeSet<_> = change.states().map(weight).collect();
+            let moved = labels.len() > 1 || change.old.is_none() || change.new.is_none();
+            if moved || weights.len() > 1 {
+                let services = every.view().objects.clone();
+                let concerned = services.iter().filter(|(_, one)| moved || follows_cpus(one));
+                dirty.extend(concerned.map(|(name, _)| name.clone()));
             }
         });
     let client = writer.client.clone();

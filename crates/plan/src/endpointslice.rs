@@ -8,15 +8,17 @@ use api::discovery::{Endpoint, EndpointPort, EndpointSlice};
 use api::{Kind, Name, Objects};
 use jiff::Timestamp;
 
-use crate::action::{Action, Plan, delete};
-use crate::objects::{in_namespace, label, map_matches};
+use crate::action::{Action, Notice, Plan, delete};
+use crate::objects::{in_namespace, label, map_matches, reference};
 
 mod desired;
 mod hints;
 pub mod mirror;
 mod pack;
+mod topology;
 
 pub(crate) use desired::{families, trigger_time};
+pub use topology::{is_wanted as follows_cpus, weight};
 
 /// The label that names a slice's Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -106,21 +108,51 @@ pub fn plan(snapshot: &Snapshot, key: &Name) -> Plan {
     let trigger = trigger_time(&snapshot.pods, service);
     let families = families(service);
     let mut writes = pack::Writes::default();
+    let mut hinted = existing.iter().any(|slice| topology::is_hinted(slice));
+    let distribution = service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_ref());
     for slice in &existing {
         if !families.contains(&slice.address_type.as_str()) {
             writes.delete.push(EndpointSlice::clone(slice));
         }
     }
-    for family in families {
+    for family in families.iter().copied() {
         let own: Vec<EndpointSlice> = existing
             .iter()
             .filter(|slice| slice.address_type == family)
             .map(|slice| EndpointSlice::clone(slice))
             .collect();
-        writes.merge(family_writes(snapshot, service, family, own));
+        let mut own = family_writes(snapshot, service, family, own);
+        if topology::is_wanted(service) {
+            let done = topology::spread(&snapshot.nodes, &mut own);
+            let now = hinted || done.is_ok();
+            plan.actions.extend(hints_notice(service, family, hinted, done));
+            hinted = now;
+        }
+        writes.merge(own);
+    }
+    if hinted && !topology::is_wanted(service) && distribution.is_none() {
+        let done = Err(topology::DISABLED.to_owned());
+        plan.actions
+            .extend(families.first().and_then(|one| hints_notice(service, one, true, done)));
     }
     finish(&mut plan, writes, &existing, trigger);
     plan
+}
+
+/// The event about topology hints: that there are some now, or why there are none.
+fn hints_notice(
+    service: &Service,
+    family: &str,
+    before: bool,
+    done: Result<(), String>,
+) -> Option<Action> {
+    let (warning, reason, why) = match done {
+        Ok(()) if before => return None,
+        Ok(()) => (false, "TopologyAwareHintsEnabled", topology::ENABLED.to_owned()),
+        Err(why) => (true, "TopologyAwareHintsDisabled", why),
+    };
+    let message = format!("{why}, addressType: {family}");
+    Some(Action::Event(Notice { about: reference(service), warning, reason, message }))
 }
 
 /// The writes of one address family: port maps one by one, and a placeholder when there is nothing.
@@ -135,6 +167,9 @@ fn family_writes(
     if groups.is_empty() {
         // A Service without endpoints still has one empty slice.
         groups.insert(String::new(), (None, BTreeMap::new()));
+    }
+    if topology::is_wanted(service) {
+        topology::remember(&mut groups, &existing);
     }
     let mut by_ports: BTreeMap<String, Vec<EndpointSlice>> = BTreeMap::new();
     for slice in existing {

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::{
     CONTROLLER, Groups, HEADLESS, MANAGED_BY, SERVICE_NAME, Snapshot, hints, identity, is_headless,
-    selected,
+    selected, topology,
 };
 use crate::objects::label;
 use crate::podfacts;
@@ -139,7 +139,9 @@ fn endpoint(service: &Service, pod: &Pod, node: Option<&Arc<Node>>, address: Str
         zone: node.and_then(|node| label(node.as_ref(), ZONE)).map(ToOwned::to_owned),
         ..Endpoint::default()
     };
-    endpoint.hints = hints::of(service, &endpoint);
+    if !topology::is_wanted(service) {
+        endpoint.hints = hints::of(service, &endpoint);
+    }
     endpoint
 }
 

@@ -12,6 +12,8 @@ pub(super) struct Writes {
     pub(super) create: Vec<EndpointSlice>,
     pub(super) update: Vec<EndpointSlice>,
     pub(super) delete: Vec<EndpointSlice>,
+    /// Slices that stay as they are.
+    pub(super) unchanged: Vec<EndpointSlice>,
 }
 
 impl Writes {
@@ -20,6 +22,7 @@ impl Writes {
         self.create.extend(other.create);
         self.update.extend(other.update);
         self.delete.extend(other.delete);
+        self.unchanged.extend(other.unchanged);
     }
 
     /// Turns a deletion and a creation of the same address type into one update.
@@ -75,11 +78,12 @@ pub(super) fn pack(
         fill(slice, &mut rest, max);
     }
     if !rest.is_empty() && rest.len() < max {
-        let room = |slice: &&mut EndpointSlice| size(slice) + rest.len() <= max;
-        let fullest = unchanged.iter_mut().filter(room).max_by_key(|slice| size(slice));
-        if let Some(slice) = fullest {
-            fill(slice, &mut rest, max);
-            writes.update.push(slice.clone());
+        let fits = |slice: &EndpointSlice| size(slice) + rest.len() <= max;
+        let room = unchanged.iter().enumerate().filter(|(_, slice)| fits(slice));
+        if let Some((fullest, _)) = room.max_by_key(|(_, slice)| size(slice)) {
+            let mut slice = unchanged.remove(fullest);
+            fill(&mut slice, &mut rest, max);
+            writes.update.push(slice);
         }
     }
     let none = placeholder && writes.update.is_empty() && unchanged.is_empty();
@@ -89,6 +93,7 @@ pub(super) fn pack(
         fill(&mut slice, &mut rest, max);
         writes.create.push(slice);
     }
+    writes.unchanged = unchanged;
     writes
 }
 
