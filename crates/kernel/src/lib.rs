@@ -1,7 +1,8 @@
-//! Sinks to Linux: nftables, rtnetlink, namespaces, conntrack, ARP.
+//! Sinks to Linux: nftables, iptables, rtnetlink, namespaces, conntrack, ARP.
 
 pub mod arp;
 pub mod conntrack;
+pub mod iptables;
 pub mod link;
 mod netfilter;
 pub mod netns;

@@ -7,6 +7,7 @@
 
 mod elements;
 mod fold;
+pub mod iptables;
 mod ruleset;
 mod stage;
 #[cfg(test)]

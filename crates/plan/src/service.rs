@@ -160,6 +160,8 @@ pub struct Frontend {
     pub address: SocketAddr,
     /// By which protocol.
     pub protocol: Protocol,
+    /// The name of the Service port; empty when it has none.
+    pub port_name: String,
     /// What happens.
     pub action: Action,
     /// Clients that may; `None` for all. The node itself always may.
@@ -300,6 +302,7 @@ impl<'a> Reached<'a> {
             kind,
             address,
             protocol: self.protocol,
+            port_name: self.name.to_owned(),
             action,
             sources: None,
             identity: self.identity,

@@ -63,7 +63,8 @@ impl Saved {
             }
             let chains = self.tables.entry(table.ok_or(refused("no table"))?).or_default();
             if line == "COMMIT" {
-                let target = |rule: &String| Some(rule.rsplit_once("-j ")?.1.to_owned());
+                let target =
+                    |rule: &String| rule.rsplit_once("-j ")?.1.split(' ').next().map(str::to_owned);
                 let mut targets = chains.values().flatten().filter_map(target);
                 let lost = |target: String| target.contains('-') && !chains.contains_key(&target);
                 if targets.any(lost) {

@@ -15,7 +15,7 @@ use super::{FAMILIES, Fold, Settings, Snapshot, Stage};
 use crate::decide::{self, State, Verdict, decide};
 use crate::service::Protocol;
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         node: "n1".to_owned(),
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd96::/108".parse().unwrap()],
@@ -25,7 +25,7 @@ fn settings() -> Settings {
     }
 }
 
-fn add(snapshot: &mut Snapshot, object: Value) {
+pub(super) fn add(snapshot: &mut Snapshot, object: Value) {
     match object["kind"].as_str() {
         Some("Service") => {
             let service: api::core::Service = serde_json::from_value(object).unwrap();
@@ -64,7 +64,7 @@ fn cases_render_as_reviewed() {
 
 /// A Service of the random world.
 #[derive(Clone, Debug)]
-struct Sketch {
+pub(super) struct Sketch {
     kind: u8,
     internal_local: bool,
     external_local: bool,
@@ -110,7 +110,7 @@ fn pod_ip(pod: u8, v6: bool) -> String {
     if v6 { format!("fd44::{}:{pod}", pod % 2 + 1) } else { format!("10.244.{}.{pod}", pod % 2) }
 }
 
-fn world(sketches: &BTreeMap<u8, Sketch>) -> Snapshot {
+pub(super) fn world(sketches: &BTreeMap<u8, Sketch>) -> Snapshot {
     let mut snapshot = Snapshot::default();
     add(
         &mut snapshot,
@@ -196,7 +196,7 @@ fn slice(number: u8, sketch: &Sketch, protocol: &str) -> Value {
 }
 
 /// Every way to start the proxy.
-fn any_settings() -> impl Strategy<Value = Settings> {
+pub(super) fn any_settings() -> impl Strategy<Value = Settings> {
     use super::NodePortAddresses::{All, Localhost, Primary, Within};
     let within = Within("198.18.7.0/24".parse().unwrap());
     let addresses = prop::sample::subsequence(vec![Primary, Localhost, All, within], 0..4);
@@ -210,7 +210,7 @@ fn any_settings() -> impl Strategy<Value = Settings> {
     })
 }
 
-fn worlds() -> impl Strategy<Value = BTreeMap<u8, Sketch>> {
+pub(super) fn worlds() -> impl Strategy<Value = BTreeMap<u8, Sketch>> {
     prop::collection::btree_map(0..5u8, sketch(), 0..5)
 }
 
@@ -262,7 +262,7 @@ fn outcomes(table: &Table, packet: &Packet) -> BTreeSet<(Option<SocketAddr>, &'s
         .collect()
 }
 
-fn packets(sketches: &BTreeMap<u8, Sketch>) -> Vec<(decide::Packet, Family)> {
+pub(super) fn packets(sketches: &BTreeMap<u8, Sketch>) -> Vec<(decide::Packet, Family)> {
     let mut packets = Vec::new();
     for v6 in [false, true] {
         let sources: &[(&str, bool)] = if v6 {

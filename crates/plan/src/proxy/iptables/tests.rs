@@ -1,0 +1,149 @@
+//! Upstream's names, golden cases, and the properties that tie differences, rules and specification together.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use api::Name;
+use net::iptables::{Delta, Ruleset, Saved, TableId, render};
+use net::nft::Family;
+use proptest::prelude::*;
+
+use super::names::PortName;
+use super::{Fold, owns, udp_frontends};
+use crate::decide::{State, Verdict, decide};
+use crate::proxy::tests::{Sketch, add, any_settings, packets, settings, world, worlds};
+use crate::proxy::{FAMILIES, Settings, Snapshot};
+use crate::service::Protocol;
+
+#[path = "tests/trace.rs"]
+mod trace;
+
+#[test]
+fn chains_are_called_as_upstream_calls_them() {
+    let name = PortName::of(&Name::new("ns1", "svc1"), "p80", Protocol::Tcp);
+    assert_eq!(name.svc(), "KUBE-SVC-XPGD46QRK7WJZT7O");
+    assert_eq!(name.firewall(), "KUBE-FW-XPGD46QRK7WJZT7O");
+    let endpoint: SocketAddr = "10.180.0.1:80".parse().unwrap();
+    assert_eq!(&*name.sep(endpoint), "KUBE-SEP-SXIVWICOYRO3J4NJ");
+    let other = PortName::of(&Name::new("ns2", "svc2"), "p80", Protocol::Tcp);
+    assert_eq!(other.ext(), "KUBE-EXT-GNZBNJ2PO5MGZ6GT");
+    let hostile = PortName::of(&Name::new("a", "b\"\nCOMMIT"), "", Protocol::Tcp);
+    assert_eq!(hostile.comment(), "a/b__COMMIT");
+}
+
+#[test]
+fn cases_render_as_reviewed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/proxy");
+    for case in fs::read_dir(folder).unwrap() {
+        let case = case.unwrap().path();
+        let text = fs::read_to_string(case.join("objects.yaml")).unwrap();
+        let mut snapshot = Snapshot::default();
+        for document in text.split("\n---\n") {
+            add(&mut snapshot, serde_saphyr::from_str(document).unwrap());
+        }
+        let mut fold = Fold::new(settings());
+        fold.advance(&snapshot);
+        let rendered = FAMILIES.map(|family| render(fold.rules(family))).concat();
+        let expected = case.join("rules.iptables");
+        if std::env::var_os("BLESS").is_some() {
+            fs::write(&expected, &rendered).unwrap();
+        }
+        let expected = fs::read_to_string(&expected).unwrap_or_default();
+        assert_eq!(rendered, expected, "{}; BLESS=1 rewrites", case.display());
+    }
+}
+
+fn kernel() -> Saved {
+    let chains = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+    let chains: BTreeMap<_, _> =
+        chains.into_iter().map(|name| (name.to_owned(), Vec::new())).collect();
+    Saved { tables: TableId::ALL.into_iter().map(|id| (id, chains.clone())).collect() }
+}
+
+fn whole(rules: &Ruleset) -> Saved {
+    let mut saved = kernel();
+    saved.restore(&Delta::between(&Ruleset::new(), rules).render()).unwrap();
+    saved
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_difference_equals_a_rebuild(steps in prop::collection::vec(worlds(), 1..5), settings in any_settings()) {
+        let mut fold = Fold::new(settings.clone());
+        let mut kernels = FAMILIES.map(|family| whole(fold.rules(family)));
+        for sketches in &steps {
+            let snapshot = world(sketches);
+            let change = fold.advance(&snapshot);
+            let mut fresh = Fold::new(settings.clone());
+            fresh.advance(&snapshot);
+            for (family, kernel) in FAMILIES.into_iter().zip(&mut kernels) {
+                if let Some(delta) = change.families.get(&family) {
+                    kernel.restore(&delta.render()).unwrap();
+                }
+                prop_assert_eq!(&*kernel, &whole(fresh.rules(family)));
+                for (id, chains) in &kernel.tables {
+                    for name in chains.keys().filter(|name| name.contains('-')) {
+                        prop_assert!(owns(*id, name), "{}", name);
+                        prop_assert!(name.len() <= 28);
+                    }
+                }
+            }
+            prop_assert!(fold.advance(&snapshot).families.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_rules_do_what_decide_says(sketches in worlds(), settings in any_settings()) {
+        agree(&sketches, &settings);
+    }
+}
+
+/// What the rules do with each packet is what must happen to it.
+fn agree(sketches: &BTreeMap<u8, Sketch>, settings: &Settings) {
+    let mut snapshot = world(sketches);
+    let own = ["198.18.0.1", "198.18.7.1", "127.0.0.1", "fd18::1", "fd18:7::1", "fe80::1", "::1"];
+    snapshot.addresses = own.map(|text| text.parse().unwrap()).into();
+    let mut fold = Fold::new(settings.clone());
+    fold.advance(&snapshot);
+    let node = settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
+    let (services, slices) = (&snapshot.services, &snapshot.slices);
+    let state = State { services, slices, node: &node, settings };
+    let kernels = FAMILIES.map(|family| whole(fold.rules(family)));
+    for (packet, family) in packets(sketches) {
+        // A neighbour may not send to 127.0.0.1.
+        if packet.destination.ip().is_loopback() && !packet.from_node {
+            continue;
+        }
+        let kernel = &kernels[usize::from(family == Family::Ip6)];
+        let is_own = snapshot.addresses.contains(&packet.destination.ip());
+        let done = trace::outcomes(kernel, &packet, is_own);
+        let must = decide(&packet, &state);
+        let expected = match &must.verdict {
+            Verdict::Pass => [trace::Outcome::Pass].into(),
+            Verdict::Reject => [trace::Outcome::Reject].into(),
+            Verdict::Drop => [trace::Outcome::Drop].into(),
+            Verdict::Forward(to) => {
+                to.iter().map(|(to, snat)| trace::Outcome::Forward(*to, *snat)).collect()
+            }
+        };
+        assert_eq!(done, expected, "{packet:?} {must:?}\n{}", render(fold.rules(family)));
+    }
+}
+
+#[test]
+fn udp_frontends_are_read_from_what_the_kernel_shows() {
+    let saved = Saved::parse(
+        "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-NODEPORTS - [0:0]\n\
+        -A KUBE-SERVICES -d 10.96.0.10/32 -p udp -m comment --comment \"a cluster IP\" -m udp --dport 53 -j KUBE-SVC-A\n\
+        -A KUBE-SERVICES -d 10.96.0.11/32 -p tcp -m comment --comment \"b cluster IP\" -m tcp --dport 53 -j KUBE-SVC-B\n\
+        -A KUBE-SERVICES -d 198.18.0.1/32 -m comment --comment \"nodeports\" -j KUBE-NODEPORTS\n\
+        -A KUBE-NODEPORTS -p udp -m comment --comment a -m udp --dport 30053 -j KUBE-EXT-A\n\
+        -A KUBE-NODEPORTS -p tcp -m comment --comment b -m tcp --dport 30054 -j KUBE-EXT-B\nCOMMIT\n",
+    );
+    let expected = ["10.96.0.10:53", "198.18.0.1:30053"].map(|text| text.parse().unwrap());
+    assert_eq!(udp_frontends(&saved), expected.into());
+}
