@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::meta::{Condition, Time};
 use api::networking::{IPAddress, ServiceCIDR, ServiceCIDRStatus};
@@ -16,6 +17,8 @@ use crate::action::{Action, Plan};
 
 /// Holds a range back until no address needs it.
 pub const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
+/// How long a deleted range is kept: Services that were given its addresses before get their IPAddress meanwhile.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// What a range is planned from.
 #[derive(Clone, Debug)]
@@ -67,6 +70,13 @@ pub fn plan(snapshot: &Snapshot, name: &Name) -> Plan {
         if set_ready(&mut changed, "False", "Terminating", message, snapshot.now) {
             plan.push(Action::UpdateStatus(changed.into()));
         }
+        return plan;
+    }
+    let since = range.metadata.deletion_timestamp.as_ref().map(|time| time.0);
+    let age = since.and_then(|since| Duration::try_from(snapshot.now.duration_since(since)).ok());
+    let left = GRACE.saturating_sub(age.unwrap_or_default());
+    if !left.is_zero() {
+        plan.again = Some(left);
         return plan;
     }
     changed.metadata.finalizers.get_or_insert_default().retain(|one| one != FINALIZER);
@@ -152,6 +162,15 @@ mod tests {
         world.add::<ServiceCIDR>(value)
     }
 
+    #[test]
+    fn a_range_is_held_by_its_finalizer_from_the_start() {
+        let mut world = World::at(0);
+        let name = range(&mut world, "more", "10.200.0.0/24");
+        settle(&mut world, &[]);
+        let ranges = world.all::<ServiceCIDR>();
+        assert_eq!(ranges[&name].metadata.finalizers.as_deref(), Some(&[FINALIZER.to_owned()][..]));
+    }
+
     fn ready(world: &World, name: &Name) -> Option<String> {
         let ranges = world.all::<ServiceCIDR>();
         let conditions = ranges.get(name)?.status.clone()?.conditions?;
@@ -168,16 +187,20 @@ mod tests {
         settle(&mut world, &["10.200.0.7", "10.96.0.1"]);
         assert_eq!(ready(&world, &name).as_deref(), Some("False Terminating"));
         settle(&mut world, &["10.96.0.1"]);
+        assert_eq!(world.all::<ServiceCIDR>().len(), 1, "an address may be on its way");
+        world.now += 10;
+        settle(&mut world, &["10.96.0.1"]);
         assert_eq!(world.all::<ServiceCIDR>().len(), 0);
     }
 
     #[test]
-    fn a_range_goes_at_once_when_another_has_its_addresses() {
+    fn a_range_goes_when_another_has_its_addresses() {
         let mut world = World::at(0);
         let name = range(&mut world, "small", "10.200.0.0/24");
         range(&mut world, "large", "10.200.0.0/16");
         settle(&mut world, &["10.200.0.7"]);
         world.delete(ObjectKind::ServiceCIDR, &name);
+        world.now += 10;
         settle(&mut world, &["10.200.0.7"]);
         assert_eq!(world.all::<ServiceCIDR>().len(), 1);
     }

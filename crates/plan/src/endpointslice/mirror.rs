@@ -9,12 +9,16 @@ use api::discovery::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use api::meta::ObjectMeta;
 use api::{Kind, Name, Objects};
 
-use super::{Endpoints, HEADLESS, MANAGED_BY, SERVICE_NAME, has_selector, identity, pack};
-use crate::action::{Action, Plan, delete};
-use crate::objects::{annotation, in_namespace, label};
+use super::{
+    Endpoints, HEADLESS, MANAGED_BY, SERVICE_NAME, TRIGGER_TIME, has_selector, identity, pack,
+};
+use crate::action::{Action, Notice, Plan, delete};
+use crate::objects::{annotation, in_namespace, label, reference};
 
 /// Our value of [`MANAGED_BY`] for mirrored slices.
 pub const CONTROLLER: &str = "endpointslicemirroring-controller.k8s.io";
+/// What `kubectl apply` keeps for itself.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
 /// Endpoints mirrored from one subset (upstream's `--mirroring-max-endpoints-per-subset`).
 const MIRRORED_MAX: usize = 1000;
@@ -48,10 +52,12 @@ pub fn plan(snapshot: &Snapshot, key: &Name) -> Plan {
         plan.actions.extend(existing.into_iter().map(|slice| delete(slice.as_ref())));
         return plan;
     };
+    let Groups { by_ports, invalid, skipped } = groups(source);
+    plan.actions.extend(notices(source, invalid, skipped));
     let mut left: Vec<EndpointSlice> =
         existing.iter().map(|slice| EndpointSlice::clone(slice)).collect();
     let mut writes = pack::Writes::default();
-    for ((family, _), (ports, wanted)) in groups(source) {
+    for ((family, _), (ports, wanted)) in by_ports {
         let ports_key = super::desired::port_key(Some(&ports));
         let same = |slice: &EndpointSlice| {
             slice.address_type == family
@@ -66,7 +72,11 @@ pub fn plan(snapshot: &Snapshot, key: &Name) -> Plan {
     for slice in writes.create {
         plan.push(Action::Create(slice.into()));
     }
-    for slice in writes.update {
+    let annotations = frame(source, "").metadata.annotations;
+    let unchanged = writes.unchanged.into_iter();
+    for mut slice in writes.update.into_iter().chain(unchanged) {
+        // Slices carry the annotations of their source, and no others.
+        slice.metadata.annotations = annotations.clone();
         if !existing.iter().any(|old| ***old == slice) {
             plan.push(Action::Update(slice.into()));
         }
@@ -83,26 +93,65 @@ fn is_mirrored(endpoints: &LegacyEndpoints) -> bool {
 
 type Group = (Vec<EndpointPort>, Endpoints);
 
-fn groups(source: &LegacyEndpoints) -> BTreeMap<(&'static str, String), Group> {
-    let mut groups: BTreeMap<(&'static str, String), Group> = BTreeMap::new();
+/// What is mirrored, by family and ports, and what is not.
+#[derive(Default)]
+struct Groups {
+    by_ports: BTreeMap<(&'static str, String), Group>,
+    invalid: usize,
+    /// Those that are invalid among them.
+    skipped: usize,
+}
+
+fn groups(source: &LegacyEndpoints) -> Groups {
+    let mut groups = Groups::default();
     for subset in source.subsets.iter().flatten() {
         let ports = ports(subset);
         let key = super::desired::port_key(Some(&ports));
         let ready = subset.addresses.iter().flatten().map(|one| (one, true));
         let others = subset.not_ready_addresses.iter().flatten().map(|one| (one, false));
-        for (address, ready) in ready.chain(others).take(MIRRORED_MAX) {
+        let mut added = 0;
+        for (address, ready) in ready.chain(others) {
+            if added >= MIRRORED_MAX {
+                groups.skipped += 1;
+                continue;
+            }
             let family = match address.ip.parse() {
                 Ok(IpAddr::V4(_)) => "IPv4",
                 Ok(IpAddr::V6(_)) => "IPv6",
-                Err(_) => continue,
+                Err(_) => {
+                    groups.invalid += 1;
+                    groups.skipped += 1;
+                    continue;
+                }
             };
-            let group = groups.entry((family, key.clone()));
+            added += 1;
+            let group = groups.by_ports.entry((family, key.clone()));
             let (_, wanted) = group.or_insert_with(|| (ports.clone(), Endpoints::new()));
             let endpoint = endpoint(address, ready);
             wanted.insert(identity(&endpoint), endpoint);
         }
     }
     groups
+}
+
+/// Events about addresses that are not mirrored.
+fn notices(source: &LegacyEndpoints, invalid: usize, skipped: usize) -> Vec<Action> {
+    let notice = |reason, message| {
+        Action::Event(Notice { about: reference(source), warning: true, reason, message })
+    };
+    let mut notices = Vec::new();
+    if invalid > 0 {
+        let message =
+            format!("Skipped {invalid} invalid IP addresses when mirroring to EndpointSlices");
+        notices.push(notice("InvalidIPAddress", message));
+    }
+    if skipped > invalid {
+        let message = format!(
+            "A max of {MIRRORED_MAX} addresses can be mirrored to EndpointSlices per Endpoints subset. {skipped} addresses were skipped"
+        );
+        notices.push(notice("TooManyAddressesToMirror", message));
+    }
+    notices
 }
 
 fn ports(subset: &EndpointSubset) -> Vec<EndpointPort> {
@@ -137,11 +186,14 @@ fn frame(source: &LegacyEndpoints, family: &str) -> EndpointSlice {
     labels.remove(HEADLESS);
     labels.insert(SERVICE_NAME.to_owned(), source.name().to_owned());
     labels.insert(MANAGED_BY.to_owned(), CONTROLLER.to_owned());
+    let mut annotations = source.metadata.annotations.clone().unwrap_or_default();
+    annotations.retain(|key, _| key != TRIGGER_TIME && key != LAST_APPLIED);
     EndpointSlice {
         metadata: ObjectMeta {
             generate_name: Some(format!("{}-", source.name())),
             namespace: Some(source.namespace().to_owned()),
             labels: Some(labels),
+            annotations: (!annotations.is_empty()).then_some(annotations),
             owner_references: Some(vec![source.as_controller()]),
             ..ObjectMeta::default()
         },
@@ -150,3 +202,6 @@ fn frame(source: &LegacyEndpoints, family: &str) -> EndpointSlice {
         ports: None,
     }
 }
+
+#[cfg(test)]
+mod tests;
