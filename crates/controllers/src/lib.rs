@@ -21,6 +21,7 @@ mod namespaces;
 mod nodes;
 mod owners;
 mod reflectors;
+mod repair;
 mod replicaset;
 mod scheduler;
 mod serviceaccounts;
@@ -44,6 +45,8 @@ pub struct Options {
     pub node_grace_seconds: u32,
     /// Addresses for Services of type LoadBalancer; `None` leaves them to somebody else.
     pub load_balancer_pool: Option<plan::loadbalancer::Pool>,
+    /// Ports for Services of type NodePort, as the API server gives them.
+    pub node_ports: std::ops::RangeInclusive<u16>,
 }
 
 impl Default for Options {
@@ -54,6 +57,7 @@ impl Default for Options {
             volumes_directory: "/var/lib/rhumb/volumes".into(),
             node_grace_seconds: 40,
             load_balancer_pool: None,
+            node_ports: 30000..=32767,
         }
     }
 }
@@ -100,6 +104,7 @@ pub fn spawn(
         tokio::spawn(job::start(context.clone())),
         tokio::spawn(serviceaccounts::start(context.clone())),
         tokio::spawn(servicecidr::start(context.clone())),
+        tokio::spawn(repair::start(context.clone())),
         tokio::spawn(namespaces::start(context.clone())),
         tokio::spawn(nodes::start(context.clone())),
         tokio::spawn(nodes::start_orphans(context.clone())),

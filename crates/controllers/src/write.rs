@@ -38,6 +38,7 @@ macro_rules! with_object {
             Object::EndpointSlice($one) => $body,
             Object::StorageClass($one) => $body,
             Object::ServiceCIDR($one) => $body,
+            Object::IPAddress($one) => $body,
         }
     };
 }
@@ -69,6 +70,7 @@ macro_rules! with_kind {
             EndpointSlice: api::discovery::EndpointSlice,
             StorageClass: api::storage::StorageClass,
             ServiceCIDR: api::networking::ServiceCIDR,
+            IPAddress: api::networking::IPAddress,
         )
     };
 }

@@ -98,6 +98,7 @@ objects! {
     EndpointSlice: api::discovery::EndpointSlice,
     StorageClass: api::storage::StorageClass,
     ServiceCIDR: api::networking::ServiceCIDR,
+    IPAddress: api::networking::IPAddress,
 }
 
 /// An event about an object, for `kubectl describe`.

@@ -17,6 +17,7 @@ pub mod podfacts;
 pub mod podnet;
 pub mod pods;
 pub mod proxy;
+pub mod repair;
 pub mod scheduler;
 pub mod service;
 pub mod serviceaccounts;

@@ -84,6 +84,7 @@ async fn serve(args: Server) -> Result<()> {
         pod_cidr: args.pod_cidr.to_string().into(),
         volumes_directory: args.volumes_dir.as_deref().unwrap_or(VOLUMES).into(),
         load_balancer_pool: pool,
+        node_ports: args.node_port_range.first..=args.node_port_range.last,
         ..controllers::Options::default()
     };
     let inside = Arc::clone(&server);
