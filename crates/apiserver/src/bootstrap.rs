@@ -78,12 +78,13 @@ pub(crate) async fn objects(registry: &Arc<Registry>) -> Result<(), StatusError>
 /// Makes kept objects again when they are deleted, and IPAddresses follow Services; run as a task of its own.
 pub(crate) async fn keep(registry: Arc<Registry>) {
     let rows = [SERVICES, ENDPOINTS, ENDPOINT_SLICES, NAMESPACES];
+    let mut addresses = addresses::Addresses::default();
     loop {
         let before = rows.map(|row| row.revision(registry.cache()));
         if let Err(error) = kept(&registry).await {
             tracing::warn!(component = "apiserver", %error, "cannot keep the server's own objects");
         }
-        addresses::sync(&registry).await;
+        addresses.sync(&registry).await;
         let changed = async {
             let mut seen = registry.cache().revision();
             while rows.map(|row| row.revision(registry.cache())) == before {
