@@ -22,8 +22,9 @@ use tokio::time::Instant;
 
 use peers::Peers;
 
-/// A pod is looked at again this long after it began to go, although nothing changed; see [`plan::guard::passed_by`].
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// A pod is looked at so often although nothing changed: what is waited for depends on time; see
+/// [`plan::guard::passed_by`].
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What the guard reads.
 #[derive(Clone, Debug)]
@@ -158,9 +159,7 @@ impl Guard {
             if let Standing::Settled { revision } = self.standing(services, since, goal) {
                 return revision;
             }
-            let again =
-                if since < LOOK_AGAIN { LOOK_AGAIN.saturating_sub(since) } else { LOOK_AGAIN };
-            let _ = tokio::time::timeout(again, changes.changed()).await;
+            let _ = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await;
         }
     }
 

@@ -22,7 +22,7 @@ pub const BUDGET_MAX: Duration = Duration::from_secs(5);
 /// The share of the grace period that the guard may use: one part in this many. The rest is the pod's own.
 const GRACE_SHARE: u32 = 2;
 /// A pod that goes without another being ready waits this long for one to appear, and then until that one is ready.
-const SUCCESSOR_AFTER: Duration = Duration::from_millis(500);
+const SUCCESSOR_AFTER: Duration = Duration::from_secs(1);
 
 /// What the slices say of the connections to one pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,11 +218,11 @@ mod tests {
             passed_by(&pod(None), &slices(&[(5, endpoints)]), Duration::from_millis(since))
         };
         assert_eq!(at(&[GOES], 0), Standing::Waits, "one may appear");
-        assert_eq!(at(&[GOES], 500), Standing::Settled { revision: 5 }, "none did");
+        assert_eq!(at(&[GOES], 1000), Standing::Settled { revision: 5 }, "none did");
         assert_eq!(at(&[GOES, STARTS], 4000), Standing::Waits, "it starts");
         assert_eq!(at(&[GOES, READY], 0), Standing::Settled { revision: 5 });
         let both_go = [GOES, ("b", false, true, true)];
-        assert_eq!(at(&both_go, 500), Standing::Settled { revision: 5 });
+        assert_eq!(at(&both_go, 1000), Standing::Settled { revision: 5 });
     }
 
     #[test]

@@ -200,13 +200,20 @@ impl Lab {
     /// # Errors
     /// When the pod has none or the command fails.
     pub fn from_pod(&self, pod: &str, command: &[&str]) -> Result<String> {
+        let mut all = Command::new("nsenter");
+        all.arg(format!("--net={}", self.pod_netns(pod)?.display())).args(command);
+        text(&output(&mut all)?, command)
+    }
+
+    /// The file of a pod's network namespace.
+    ///
+    /// # Errors
+    /// When there is no such pod.
+    pub fn pod_netns(&self, pod: &str) -> Result<PathBuf> {
         let found = self.get(&["pod", pod])?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (uid, node) = (text(&found["metadata"]["uid"]), text(&found["spec"]["nodeName"]));
-        let netns = self.dir().join("nodes").join(node).join("podnet").join(format!("{uid}.netns"));
-        let mut all = Command::new("nsenter");
-        all.arg(format!("--net={}", netns.display())).args(command);
-        self::text(&output(&mut all)?, command)
+        Ok(self.dir().join("nodes").join(node).join("podnet").join(format!("{uid}.netns")))
     }
 
     /// Tries until it succeeds.
