@@ -9,7 +9,7 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 
 # command:package
-wanted="curl:curl dig:dnsutils ip:iproute2 nft:nftables nsenter:util-linux busybox:busybox-static python3:python3 wrk:wrk
+wanted="curl:curl dig:dnsutils ip:iproute2 nft:nftables iptables-nft-restore:iptables nsenter:util-linux busybox:busybox-static python3:python3 wrk:wrk
 dnsperf:dnsperf cc:gcc make:make dpkg-deb:dpkg"
 missing=()
 for pair in $wanted; do

@@ -99,10 +99,21 @@ impl Iptables {
         self.flavor
     }
 
+    /// Fails unless the programs are installed.
+    ///
+    /// # Errors
+    /// [`IptablesError::Missing`].
+    pub fn check(&self) -> Result<(), IptablesError> {
+        for (family, verb) in [(Family::Ip, "save"), (Family::Ip6, "restore")] {
+            find(&self.name(family, verb))?;
+        }
+        Ok(())
+    }
+
     /// Whether the programs are installed.
     #[must_use]
     pub fn is_installed(&self) -> bool {
-        find(&self.name(Family::Ip, "save")).is_ok()
+        self.check().is_ok()
     }
 
     /// Applies an input; what it does not name stays. Each table of it in one step.

@@ -5,6 +5,8 @@
 
 mod backend;
 mod health;
+mod iptables;
+mod leave;
 mod metrics;
 mod nftables;
 mod prepare;
@@ -27,10 +29,12 @@ use plan::proxy::{Dirty, Settings, Snapshot};
 use tokio_util::sync::CancellationToken;
 
 use backend::Backend;
+use leave::Others;
 use progress::Progress;
 
 pub use backend::Plan;
 pub use health::Health;
+pub use iptables::Plan as IptablesPlan;
 pub use metrics::Metrics;
 pub use nftables::Plan as NftablesPlan;
 pub use prepare::{ConntrackLimits, prepare};
@@ -80,6 +84,7 @@ pub struct Sources {
 #[derive(Debug)]
 pub struct Proxy {
     backend: Backend,
+    others: Others,
     udp: udp::Cleaner,
     health: Health,
     progress: Progress,
@@ -91,14 +96,25 @@ impl Proxy {
     /// # Errors
     /// When the kernel gives no netlink socket.
     pub fn open(settings: Settings, health: Health) -> Result<Self, SinkError> {
+        health.carries_by(settings.mode);
+        let others = Others::open()?;
         let backend = Backend::open(settings)?;
         let udp = udp::Cleaner::open()?;
         let progress = Progress::new();
-        Ok(Self { backend, udp, health, progress })
+        Ok(Self { backend, others, udp, health, progress })
+    }
+
+    /// Makes the next apply look at what the kernel holds, also where that was done a moment ago.
+    pub fn distrust(&mut self) {
+        self.backend.distrust();
     }
 
     fn act(&mut self, plan: Plan) -> Result<Next, SinkError> {
-        let applied = self.backend.apply(plan)?;
+        let mut applied = self.backend.apply(plan)?;
+        if applied.whole {
+            let (mode, flavor) = (self.backend.views().settings().mode, self.backend.flavor());
+            applied.before.extend(self.others.remove(mode, flavor));
+        }
         self.udp.retire(applied.before);
         if applied.udp {
             self.udp.clean(self.backend.views())?;
@@ -124,7 +140,7 @@ impl Reconcile for Proxy {
     async fn apply(&mut self, (): &(), plan: Plan) -> Result<Next, ApplyError> {
         self.act(plan).map_err(|error| {
             self.backend.forget();
-            self.progress.metrics.failed();
+            self.progress.metrics.failed(self.backend.views().settings().mode);
             ApplyError::sink("the kernel did not take the Services", error)
         })
     }

@@ -50,6 +50,18 @@ impl Mode {
     }
 }
 
+/// Which of iptables' two kinds is used (`--iptables-backend`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IptablesBackend {
+    /// Where rules are already; `Nft` where there are none.
+    #[default]
+    Auto,
+    /// The one that makes nftables' rules.
+    Nft,
+    /// The older one.
+    Legacy,
+}
+
 /// What the proxy is told at start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -57,6 +69,8 @@ pub struct Settings {
     pub node: String,
     /// How Services are carried.
     pub mode: Mode,
+    /// Which iptables, where that is the mode.
+    pub iptables: IptablesBackend,
     /// Addresses that are Services' or nobody's: packets to those that no Service has are dropped.
     pub service_cidrs: Vec<IpNet>,
     /// Addresses of pods: other clients of cluster addresses are masqueraded.

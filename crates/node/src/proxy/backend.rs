@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use kernel::iptables::Flavor;
 use plan::proxy::{Mode, Settings, Snapshot, Views};
 
 use super::SinkError;
+use super::iptables::{self, Iptables};
 use super::nftables::{self, Nftables};
 
 /// What one way is to tell the kernel.
@@ -15,6 +17,8 @@ use super::nftables::{self, Nftables};
 pub enum Plan {
     /// By nftables.
     Nftables(nftables::Plan),
+    /// By iptables.
+    Iptables(iptables::Plan),
 }
 
 /// What came of it.
@@ -32,13 +36,15 @@ pub(super) struct Applied {
 #[derive(Debug)]
 pub(super) enum Backend {
     Nftables(Nftables),
+    Iptables(Iptables),
 }
 
 impl Backend {
     /// The way of `settings.mode`, for the network namespace of the calling thread.
     pub(super) fn open(settings: Settings) -> Result<Self, SinkError> {
         match settings.mode {
-            Mode::Nftables | Mode::Iptables => Nftables::open(settings).map(Self::Nftables),
+            Mode::Nftables => Nftables::open(settings).map(Self::Nftables),
+            Mode::Iptables => Iptables::open(settings).map(Self::Iptables),
         }
     }
 
@@ -46,6 +52,7 @@ impl Backend {
     pub(super) fn plan(&self, snapshot: &Snapshot) -> Plan {
         match self {
             Self::Nftables(nftables) => Plan::Nftables(nftables.plan(snapshot)),
+            Self::Iptables(iptables) => Plan::Iptables(iptables.plan(snapshot)),
         }
     }
 
@@ -53,6 +60,12 @@ impl Backend {
     pub(super) fn apply(&mut self, plan: Plan) -> Result<Applied, SinkError> {
         match (self, plan) {
             (Self::Nftables(nftables), Plan::Nftables(plan)) => nftables.apply(plan),
+            (Self::Iptables(iptables), Plan::Iptables(plan)) => iptables.apply(plan),
+            // Somebody else's plan: what this kernel has is to be looked at anew.
+            (backend, _) => {
+                backend.forget();
+                Ok(Applied::default())
+            }
         }
     }
 
@@ -60,6 +73,24 @@ impl Backend {
     pub(super) fn verify(&mut self) -> Result<(), SinkError> {
         match self {
             Self::Nftables(nftables) => nftables.verify(),
+            Self::Iptables(iptables) => iptables.verify(),
+        }
+    }
+
+    /// Makes the next look not wait for its time.
+    pub(super) fn distrust(&mut self) {
+        match self {
+            // It always looks.
+            Self::Nftables(_) => {}
+            Self::Iptables(iptables) => iptables.distrust(),
+        }
+    }
+
+    /// Which kind of iptables is used, if any.
+    pub(super) fn flavor(&self) -> Option<Flavor> {
+        match self {
+            Self::Nftables(_) => None,
+            Self::Iptables(iptables) => Some(iptables.programs().flavor()),
         }
     }
 
@@ -67,6 +98,7 @@ impl Backend {
     pub(super) fn forget(&mut self) {
         match self {
             Self::Nftables(nftables) => nftables.forget(),
+            Self::Iptables(iptables) => iptables.forget(),
         }
     }
 
@@ -74,6 +106,7 @@ impl Backend {
     pub(super) fn views(&mut self) -> &Views {
         match self {
             Self::Nftables(nftables) => nftables.views(),
+            Self::Iptables(iptables) => iptables.views(),
         }
     }
 
@@ -81,6 +114,7 @@ impl Backend {
     pub(super) fn wait(&self) -> Duration {
         match self {
             Self::Nftables(nftables) => nftables.wait(),
+            Self::Iptables(iptables) => iptables.wait(),
         }
     }
 }

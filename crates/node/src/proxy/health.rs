@@ -20,6 +20,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use plan::proxy::Mode;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +47,7 @@ struct State {
     recorder: Option<Recorder>,
     /// What answers `/metrics`, and where.
     metrics: Option<(u16, Metrics)>,
+    mode: Mode,
 }
 
 impl State {
@@ -75,6 +77,11 @@ impl Health {
     /// Tells Services whose port is not to be had with events.
     pub fn report_to(&self, recorder: Recorder) {
         self.state.lock().recorder = Some(recorder);
+    }
+
+    /// What `/proxyMode` says.
+    pub(super) fn carries_by(&self, mode: Mode) {
+        self.state.lock().mode = mode;
     }
 
     /// Answers `/metrics` and `/proxyMode` at `address`, too.
@@ -217,7 +224,7 @@ impl Health {
                     metrics.render(),
                     "application/openmetrics-text; version=1.0.0; charset=utf-8",
                 ),
-                "/proxyMode" => text("nftables".to_owned(), "text/plain; charset=utf-8"),
+                "/proxyMode" => text(state.mode.word().to_owned(), "text/plain; charset=utf-8"),
                 _ => not_found(),
             };
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use plan::proxy::Mode;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -19,7 +20,8 @@ pub struct Metrics {
     full: Histogram,
     partial: Histogram,
     programming: Histogram,
-    failures: Counter,
+    nftables_failures: Counter,
+    iptables_failures: Counter,
     service_changes: Counter,
     endpoint_changes: Counter,
     last_sync: Gauge<f64, AtomicU64>,
@@ -46,7 +48,8 @@ impl Default for Metrics {
             full: Histogram::new(sync_buckets()),
             partial: Histogram::new(sync_buckets()),
             programming: Histogram::new(programming_buckets()),
-            failures: Counter::default(),
+            nftables_failures: Counter::default(),
+            iptables_failures: Counter::default(),
             service_changes: Counter::default(),
             endpoint_changes: Counter::default(),
             last_sync: Gauge::default(),
@@ -68,7 +71,12 @@ impl Default for Metrics {
         rules.register(
             "nftables_sync_failures",
             "Syncs that the kernel refused",
-            metrics.failures.clone(),
+            metrics.nftables_failures.clone(),
+        );
+        rules.register(
+            "iptables_restore_failures",
+            "Syncs that iptables-restore refused",
+            metrics.iptables_failures.clone(),
         );
         rules.register("service_changes", "Changes of Services", metrics.service_changes.clone());
         rules.register(
@@ -120,8 +128,12 @@ impl Metrics {
     }
 
     /// The kernel has refused a sync.
-    pub(super) fn failed(&self) {
-        self.failures.inc();
+    pub(super) fn failed(&self, mode: Mode) {
+        match mode {
+            Mode::Nftables => &self.nftables_failures,
+            Mode::Iptables => &self.iptables_failures,
+        }
+        .inc();
     }
 
     /// All of it in the OpenMetrics text format.
@@ -147,7 +159,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.service_changed();
         metrics.synced(false, Duration::from_micros(40), &[Timestamp::UNIX_EPOCH]);
-        metrics.failed();
+        metrics.failed(Mode::Nftables);
         let text = metrics.render();
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_count 1",

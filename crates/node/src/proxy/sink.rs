@@ -14,6 +14,9 @@ pub enum SinkError {
     /// nftables or connection tracking refused.
     #[error(transparent)]
     Netfilter(#[from] NetfilterError),
+    /// iptables' programs are missing or refused.
+    #[error(transparent)]
+    Iptables(#[from] kernel::iptables::IptablesError),
 }
 
 /// Commits tables and changes. Knows what the kernel has, or that it does not know.
@@ -28,7 +31,14 @@ pub struct Sink {
     generation: u32,
     /// Whether somebody else changed something in this namespace since the table was last looked at.
     suspect: bool,
+    /// Sets with more elements are not read back to be replaced.
+    read_back_max: usize,
 }
+
+/// Reading a set back costs the square of its size, because the kernel walks it from its start for every 32 KiB of the
+/// answer (a quarter of a million elements take 5 s). Larger sets are emptied and filled again: at one moment too, but
+/// a packet that is just between two lookups may miss the second.
+const READ_BACK_MAX: usize = 1 << 16;
 
 impl Sink {
     /// A sink for the network namespace of the calling thread.
@@ -44,6 +54,7 @@ impl Sink {
             inventories: BTreeMap::new(),
             generation: 0,
             suspect: false,
+            read_back_max: READ_BACK_MAX,
         })
     }
 
@@ -122,6 +133,12 @@ impl Sink {
         ops.extend(table.rules());
         let mut changes = Vec::new();
         for (set, elements) in &table.elements {
+            if elements.len() > self.read_back_max && &**set != SetId::Services.name() {
+                let all = elements.iter().map(|(key, value)| (key.clone(), value.clone()));
+                ops.push(Op::FlushSet(Arc::clone(set)));
+                ops.push(Op::AddElements(Arc::clone(set), all.collect()));
+                continue;
+            }
             let old = self.nft.elements(table.family, &table.name, set)?.unwrap_or_default();
             if &**set == SetId::Services.name() {
                 before.extend(udp_frontends(table.family, &old));

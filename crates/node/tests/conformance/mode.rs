@@ -1,12 +1,11 @@
 //! Data planes under test. Another mode is one more of these, and one more column of the table.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use client::Reconcile;
 use kernel::netns;
-use kernel::nftables::Nftables;
 use node::proxy::{ConntrackLimits, Health, Proxy, prepare};
-use plan::proxy::{FAMILIES, Settings, Snapshot, TABLE};
+use plan::proxy::{IptablesBackend, Settings, Snapshot};
 use tokio::runtime::Handle;
 
 /// Where a data plane is to work.
@@ -28,9 +27,6 @@ pub(crate) trait Mode: Sync {
 
     /// Ways to harm what it has put into the kernel, as shell commands.
     fn harms(&self) -> &'static [&'static str];
-
-    /// How many clients a node remembers for session affinity.
-    fn remembered(&self, netns: &Path) -> usize;
 }
 
 /// A data plane that runs on a node. Dropped, its agent is dead; what it put into the kernel stays.
@@ -40,7 +36,8 @@ pub(crate) trait DataPlane: Send + Sync {
 }
 
 /// Every mode, in the order of the columns.
-pub(crate) const MODES: [&dyn Mode; 1] = [&Nft];
+pub(crate) const MODES: [&dyn Mode; 3] =
+    [&Nft, &Iptables(IptablesBackend::Nft), &Iptables(IptablesBackend::Legacy)];
 
 /// nftables through netlink.
 struct Nft;
@@ -51,11 +48,7 @@ impl Mode for Nft {
     }
 
     fn start(&self, place: &Place, settings: Settings, health: Health) -> Box<dyn DataPlane> {
-        let proxy = netns::within(&place.netns, || {
-            prepare(&settings, ConntrackLimits::default());
-            Proxy::open(settings, health).unwrap()
-        });
-        Box::new(NftPlane { proxy: proxy.unwrap(), runtime: place.runtime.clone() })
+        start(place, Settings { mode: plan::proxy::Mode::Nftables, ..settings }, health)
     }
 
     fn harms(&self) -> &'static [&'static str] {
@@ -69,20 +62,63 @@ impl Mode for Nft {
             "nft flush ruleset",
         ]
     }
+}
 
-    fn remembered(&self, netns: &Path) -> usize {
-        let mut nft = netns::within(netns, || Nftables::open().unwrap()).unwrap();
-        let sets = FAMILIES.map(|family| nft.elements(family, TABLE, "affinity").unwrap());
-        sets.into_iter().flatten().map(|set| set.len()).sum()
+/// iptables' programs, with upstream's chains.
+struct Iptables(IptablesBackend);
+
+impl Mode for Iptables {
+    fn name(&self) -> &'static str {
+        match self.0 {
+            IptablesBackend::Legacy => "iptables (legacy)",
+            IptablesBackend::Auto | IptablesBackend::Nft => "iptables (nft)",
+        }
+    }
+
+    fn start(&self, place: &Place, settings: Settings, health: Health) -> Box<dyn DataPlane> {
+        let mode = plan::proxy::Mode::Iptables;
+        start(place, Settings { mode, iptables: self.0, ..settings }, health)
+    }
+
+    fn harms(&self) -> &'static [&'static str] {
+        match self.0 {
+            IptablesBackend::Legacy => &[
+                "iptables-legacy -t nat -F",
+                "ip6tables-legacy -t nat -F KUBE-SERVICES",
+                "iptables-legacy -t nat -D PREROUTING 1",
+                "iptables-legacy -t nat -I KUBE-SERVICES -d 10.96.0.10 -j RETURN",
+                "iptables-legacy -F KUBE-SERVICES",
+                "ip6tables-legacy -t mangle -X KUBE-PROXY-CANARY",
+                "iptables-legacy -I OUTPUT -m comment --comment foreign -j ACCEPT",
+            ],
+            IptablesBackend::Auto | IptablesBackend::Nft => &[
+                "iptables-nft -t nat -F",
+                "ip6tables-nft -t nat -F KUBE-SERVICES",
+                "iptables-nft -t nat -D PREROUTING 1",
+                "iptables-nft -t nat -I KUBE-SERVICES -d 10.96.0.10 -j RETURN",
+                "iptables-nft -F KUBE-SERVICES",
+                "ip6tables-nft -t mangle -X KUBE-PROXY-CANARY",
+                "nft delete table ip nat",
+                "nft flush ruleset",
+            ],
+        }
     }
 }
 
-struct NftPlane {
+fn start(place: &Place, settings: Settings, health: Health) -> Box<dyn DataPlane> {
+    let proxy = netns::within(&place.netns, || {
+        prepare(&settings, ConntrackLimits::default());
+        Proxy::open(settings, health).unwrap()
+    });
+    Box::new(Plane { proxy: proxy.unwrap(), runtime: place.runtime.clone() })
+}
+
+struct Plane {
     proxy: Proxy,
     runtime: Handle,
 }
 
-impl DataPlane for NftPlane {
+impl DataPlane for Plane {
     fn apply(&mut self, snapshot: &Snapshot) {
         // A change, what it left over, and a look whether anybody meddled.
         for _ in 0..3 {
@@ -91,6 +127,7 @@ impl DataPlane for NftPlane {
                 let cause = std::error::Error::source(&error);
                 panic!("{error}: {:?}", cause.map(|cause| (cause.to_string(), cause.source())))
             });
+            self.proxy.distrust();
         }
     }
 }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use api::core::Node;
 use ipnet::IpNet;
@@ -111,6 +112,17 @@ pub(crate) fn node_object(node: &str) -> Node {
     .unwrap()
 }
 
+/// A new IPv6 address is no route's source for a moment, though nobody looks for duplicates.
+async fn replace_route(node: &Netlink, route: &Route) {
+    for _ in 0..200 {
+        if node.replace_route(route).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    node.replace_route(route).await.unwrap();
+}
+
 static NETWORKS: AtomicU32 = AtomicU32::new(0);
 
 /// The namespaces. Dropped, they are gone.
@@ -205,7 +217,7 @@ impl Network {
                 link: Some(eth0),
                 ..Route::via(everywhere(family), on_link(family, CLIENTS[0]))
             };
-            node.replace_route(&outside).await.unwrap();
+            replace_route(&node, &outside).await;
         }
         for (pod, ..) in PODS.into_iter().filter(|(_, on, _)| *on == number) {
             let link = format!("pod-{pod}");
@@ -271,6 +283,10 @@ fn sysctls(name: &str) {
             ("net/ipv6/icmp/ratelimit", "0"),
         ] {
             kernel::sysctl::set(name, value).unwrap();
+        }
+        // Older kernels have these once for all namespaces, and more than one test may send.
+        for name in ["net/ipv4/icmp_msgs_per_sec", "net/ipv4/icmp_msgs_burst"] {
+            let _ = kernel::sysctl::set(name, "100000");
         }
     }
 }

@@ -6,16 +6,17 @@
 
 mod lower;
 mod names;
+mod shown;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::Name;
 use ipnet::IpNet;
-use net::iptables::{Chain, Delta, Jump, Ruleset, Saved, Table, TableId};
+use net::iptables::{Chain, Delta, Jump, Ruleset, Table, TableId};
 use net::nft::Family;
 
 use super::ruleset::MARK;
@@ -27,6 +28,7 @@ use names::{
 };
 
 pub use names::{CLUSTER_IPS, owns};
+pub use shown::{agrees, takeover, udp_frontends};
 
 const NEW: &str = "-m conntrack --ctstate NEW ";
 const PORTALS: &str = "kubernetes service portals";
@@ -242,9 +244,11 @@ impl State {
         let mut known = BTreeSet::new();
         for address in self.parts.values().flat_map(|part| &part.cluster_ips) {
             if known.insert(address) {
-                let rule = format!("-d {address} -j REJECT");
                 let inside = cidrs.iter().any(|cidr| cidr.contains(address));
-                if inside { rules.push(rule) } else { tail.push(Arc::from(rule)) }
+                for reject in ["-p tcp -j REJECT --reject-with tcp-reset", "-j REJECT"] {
+                    let rule = format!("-d {address} {reject}");
+                    if inside { rules.push(rule) } else { tail.push(Arc::from(rule)) }
+                }
             }
         }
         rules.push("-j DROP".to_owned());
@@ -301,56 +305,4 @@ fn fixed(family: Family, settings: &Settings) -> Ruleset {
         put(TableId::Nat, OFF_CLUSTER, chain(rules));
     }
     rules
-}
-
-/// The UDP frontends that rules lead somewhere, as `iptables-save` shows them.
-#[must_use]
-pub fn udp_frontends(saved: &Saved) -> BTreeSet<SocketAddr> {
-    let chain = |name: &str| {
-        let rules = saved.table(TableId::Nat).and_then(|chains| chains.get(name));
-        rules.into_iter().flatten().map(|rule| Matches::of(rule))
-    };
-    let (mut found, mut nodes) = (BTreeSet::new(), BTreeSet::new());
-    for rule in chain(SERVICES) {
-        match (rule.address, rule.port) {
-            (Some(address), Some(port)) if rule.is_udp => {
-                found.insert(SocketAddr::new(address, port));
-            }
-            (Some(address), None) => {
-                nodes.insert(address);
-            }
-            _ => {}
-        }
-    }
-    for port in chain(NODE_PORTS).filter(|rule| rule.is_udp).filter_map(|rule| rule.port) {
-        found.extend(nodes.iter().map(|address| SocketAddr::new(*address, port)));
-    }
-    found
-}
-
-/// What a rule asks of a packet.
-#[derive(Default)]
-struct Matches {
-    address: Option<IpAddr>,
-    port: Option<u16>,
-    is_udp: bool,
-}
-
-impl Matches {
-    fn of(rule: &str) -> Self {
-        let mut found = Self::default();
-        let mut words = rule.split_ascii_whitespace();
-        while let Some(word) = words.next() {
-            match word {
-                "-d" => {
-                    let net = words.next().and_then(|word| word.split('/').next());
-                    found.address = net.and_then(|address| address.parse().ok());
-                }
-                "-p" => found.is_udp = words.next() == Some("udp"),
-                "--dport" => found.port = words.next().and_then(|word| word.parse().ok()),
-                _ => {}
-            }
-        }
-        found
-    }
 }

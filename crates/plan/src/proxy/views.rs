@@ -59,7 +59,13 @@ impl Views {
             None => compare(&self.seen, snapshot),
         };
         for name in slices {
-            if let Some(service) = self.service_of.remove(&name) {
+            let slice = snapshot.slices.get(&name);
+            let now = slice.and_then(|slice| service_of(slice));
+            let before = match &now {
+                Some(service) => self.service_of.insert(name.clone(), service.clone()),
+                None => self.service_of.remove(&name),
+            };
+            if let Some(service) = before.filter(|before| now.as_ref() != Some(before)) {
                 if let Some(slices) = self.slices_of.get_mut(&service) {
                     slices.remove(&name);
                     if slices.is_empty() {
@@ -68,10 +74,8 @@ impl Views {
                 }
                 dirty.insert(service);
             }
-            let slice = snapshot.slices.get(&name);
-            if let Some(service) = slice.and_then(|slice| service_of(slice)) {
-                self.slices_of.entry(service.clone()).or_default().insert(name.clone());
-                self.service_of.insert(name, service.clone());
+            if let Some(service) = now {
+                self.slices_of.entry(service.clone()).or_default().insert(name);
                 dirty.insert(service);
             }
         }

@@ -192,6 +192,12 @@ impl Port<'_> {
         format!("-m {word} -p {word} -d {} --dport {}", address.ip(), address.port())
     }
 
+    /// A client on the node itself takes no notice of `port unreachable` before it has sent again, a second later; and the
+    /// kernel spares these messages when there are many.
+    fn reject(&self) -> &'static str {
+        if self.protocol == Protocol::Tcp { "REJECT --reject-with tcp-reset" } else { "REJECT" }
+    }
+
     fn port(&self, number: u16) -> String {
         let word = word(self.protocol);
         format!("-m {word} -p {word} --dport {number}")
@@ -284,7 +290,7 @@ impl Port<'_> {
         let at = self.at(frontend.address);
         let rule = |rest: &str, target: &str| format!("{} {at} -j {target}", self.comment(rest));
         let (chain, rule) = match &frontend.action {
-            Action::Reject => (Shared::NoEndpoints, rule(" has no endpoints", "REJECT")),
+            Action::Reject => (Shared::NoEndpoints, rule(" has no endpoints", self.reject())),
             Action::Drop => (Shared::NoEndpoints, rule(" has no local endpoints", "DROP")),
             Action::Forward { local: true, .. } => {
                 (Shared::Services, rule(" cluster IP", &self.name.svl()))
@@ -345,7 +351,7 @@ impl Port<'_> {
             clients.push("-m addrtype --src-type LOCAL ".to_owned());
         }
         for client in clients {
-            let rule = format!("{comment} {at} {client}-j REJECT");
+            let rule = format!("{comment} {at} {client}-j {}", self.reject());
             self.push(part, Shared::NoExternal, frontend, rule);
         }
         if frontend.sources.is_some() {

@@ -11,7 +11,7 @@ use net::nft::Family;
 use proptest::prelude::*;
 
 use super::names::PortName;
-use super::{Fold, owns, udp_frontends};
+use super::{Fold, agrees, owns, takeover, udp_frontends};
 use crate::decide::{State, Verdict, decide};
 use crate::proxy::tests::{Sketch, add, any_settings, packets, settings, world, worlds};
 use crate::proxy::{FAMILIES, Settings, Snapshot};
@@ -100,6 +100,53 @@ proptest! {
     fn the_rules_do_what_decide_says(sketches in worlds(), settings in any_settings()) {
         agree(&sketches, &settings);
     }
+}
+
+#[test]
+fn a_takeover_replaces_what_is_own_and_leaves_the_rest() {
+    let fold = Fold::new(settings());
+    let rules = fold.rules(Family::Ip);
+    let foreign = "*nat\n:FOREIGN - [0:0]\n-A FOREIGN -j DROP\n-A PREROUTING -j FOREIGN\n\
+        -A PREROUTING -s 10.0.0.1/32 -j KUBE-SERVICES\nCOMMIT\n";
+    let own = "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-OLD - [0:0]\n-A KUBE-SERVICES -j KUBE-SVC-OLD\n\
+        -A PREROUTING -s 10.0.0.1/32 -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
+        -A OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
+        -A OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\nCOMMIT\n";
+    let with = |inputs: &[&str]| {
+        let mut saved = whole(rules);
+        inputs.iter().for_each(|input| saved.restore(input).unwrap());
+        saved
+    };
+    let mut found = with(&[own, foreign]);
+    found.restore(&takeover(&found, rules).render()).unwrap();
+    assert!(!found.tables[&TableId::Nat].contains_key("KUBE-SVC-OLD"));
+    let sorted = |mut saved: Saved| {
+        saved.tables.values_mut().flat_map(BTreeMap::values_mut).for_each(|rules| rules.sort());
+        saved
+    };
+    assert_eq!(sorted(found.clone()), sorted(with(&[foreign])));
+    let again = takeover(&found, rules);
+    assert!(again.tables.values().all(|table| table.new_jumps.is_empty()), "{again:?}");
+    let left = foreign.replace("-A PREROUTING -s 10.0.0.1/32 -j KUBE-SERVICES\n", "");
+    let mut found = with(&[&left]);
+    found.restore(&takeover(&found, &Ruleset::new()).render()).unwrap();
+    let mut bare = kernel();
+    bare.restore(&left).unwrap();
+    assert_eq!(found, bare);
+}
+
+#[test]
+fn rules_are_known_again_in_other_words() {
+    let planned = |rule: &str| [rule.into()];
+    let dnat = "-m comment --comment a/b -m recent --name X --set -m tcp -p tcp -j DNAT --to-destination 10.0.0.1:80";
+    let shown = "-p tcp -m comment --comment \"a/b\" -m recent --set --name X --mask 255.255.255.255 --rsource -m tcp -j DNAT --to-destination 10.0.0.1:80";
+    assert!(agrees(&[shown.to_owned()], &planned(dnat)));
+    assert!(!agrees(&[shown.replace(".1:80", ".2:80")], &planned(dnat)));
+    let masquerade = "-m udp -p udp -d 10.96.0.1 --dport 53 ! -s 10.244.1.0/16 -j KUBE-MARK-MASQ";
+    let shown = "! -s 10.244.0.0/16 -d 10.96.0.1/32 -p udp -m udp --dport 53 -j KUBE-MARK-MASQ";
+    assert!(agrees(&[shown.to_owned()], &planned(masquerade)));
+    assert!(!agrees(&[shown.replace("! -s", "-s")], &planned(masquerade)));
+    assert!(!agrees(&[], &planned(masquerade)));
 }
 
 /// What the rules do with each packet is what must happen to it.

@@ -1,0 +1,106 @@
+//! What other modes left in the kernel goes, once this one's rules stand: connections are tracked and stay.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kernel::iptables::{Flavor, Iptables, IptablesError};
+use kernel::nftables::Nftables;
+use net::iptables::{Ruleset, Saved, TableId};
+use net::nft::{Family, Op, Transaction};
+use plan::proxy::iptables::{CLUSTER_IPS, takeover};
+use plan::proxy::{FAMILIES, Mode, SetId, TABLE, udp_frontends};
+
+use super::SinkError;
+use super::iptables::tell;
+
+/// The other modes' traces in the network namespace that the opening thread was in.
+#[derive(Debug)]
+pub(super) struct Others {
+    nft: Nftables,
+    programs: Iptables,
+}
+
+impl Others {
+    pub(super) fn open() -> Result<Self, SinkError> {
+        Ok(Self { nft: Nftables::open()?, programs: Iptables::open(Flavor::Nft)? })
+    }
+
+    /// Takes away what is not of `mode`, and of iptables what is not of `flavor`. Answers the UDP frontends that were in
+    /// it. What cannot be taken away is logged: Services are carried all the same.
+    pub(super) fn remove(&mut self, mode: Mode, flavor: Option<Flavor>) -> BTreeSet<SocketAddr> {
+        let mut before = BTreeSet::new();
+        for family in FAMILIES {
+            if mode != Mode::Nftables {
+                log(self.remove_table(family, &mut before));
+            }
+            for other in Flavor::ALL.into_iter().filter(|other| Some(*other) != flavor) {
+                log(self.remove_chains(family, other, &mut before));
+            }
+        }
+        before
+    }
+
+    fn remove_table(
+        &mut self,
+        family: Family,
+        before: &mut BTreeSet<SocketAddr>,
+    ) -> Result<(), SinkError> {
+        if !self.nft.has_table(family, TABLE)? {
+            return Ok(());
+        }
+        let elements = self.nft.elements(family, TABLE, SetId::Services.name())?;
+        before.extend(udp_frontends(family, &elements.unwrap_or_default()));
+        let (table, ops) = (Arc::from(TABLE), vec![Op::AddTable, Op::DeleteTable]);
+        self.nft.commit(&Transaction { family, table, ops })?;
+        tracing::info!(component = "proxy", family = family.word(), "nftables' rules are removed");
+        Ok(())
+    }
+
+    /// Only what this proxy made: upstream's may be somebody else's who still uses them.
+    fn remove_chains(
+        &mut self,
+        family: Family,
+        flavor: Flavor,
+        before: &mut BTreeSet<SocketAddr>,
+    ) -> Result<(), SinkError> {
+        let programs = self.programs.with(flavor)?;
+        let there = match flavor {
+            Flavor::Nft => {
+                let filter = self.nft.inventory(family, TableId::Filter.word())?;
+                filter.is_some_and(|filter| filter.chains.contains_key(CLUSTER_IPS))
+            }
+            Flavor::Legacy => programs.has_legacy_tables(family)? && programs.is_installed(),
+        };
+        if !there {
+            return Ok(());
+        }
+        let saved = Saved::parse(&programs.save(family)?);
+        let filter = saved.table(TableId::Filter);
+        if filter.is_none_or(|chains| !chains.contains_key(CLUSTER_IPS)) {
+            return Ok(());
+        }
+        before.extend(plan::proxy::iptables::udp_frontends(&saved));
+        tell(&programs, family, &takeover(&saved, &Ruleset::new()))?;
+        let (family, backend) = (family.word(), flavor.word());
+        tracing::info!(component = "proxy", family, backend, "iptables' rules are removed");
+        Ok(())
+    }
+}
+
+fn log(result: Result<(), SinkError>) {
+    match result {
+        Ok(()) => {}
+        Err(SinkError::Iptables(IptablesError::Missing(program))) => {
+            tracing::warn!(
+                component = "proxy",
+                program,
+                "iptables' rules stay: it is not installed"
+            );
+        }
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(component = "proxy", error, "another mode's rules stay");
+        }
+    }
+}
