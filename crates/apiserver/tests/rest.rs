@@ -3,6 +3,8 @@
 
 #[path = "rest/cluster.rs"]
 mod cluster;
+#[path = "rest/services.rs"]
+mod services;
 
 use cluster::{Answer, Running, open, start};
 use serde_json::{Value, json};

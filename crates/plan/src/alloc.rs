@@ -8,7 +8,7 @@ mod families;
 mod ports;
 mod service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -107,6 +107,8 @@ pub struct Allocator {
     ports: RangeInclusive<u16>,
     addresses_taken: BTreeMap<IpAddr, Name>,
     ports_taken: BTreeMap<u16, Name>,
+    /// Addresses that are something else's than a Service's, by their IPAddress.
+    reserved: BTreeSet<IpAddr>,
 }
 
 impl Allocator {
@@ -128,6 +130,7 @@ impl Allocator {
             ports,
             addresses_taken: BTreeMap::new(),
             ports_taken: BTreeMap::new(),
+            reserved: BTreeSet::new(),
         }
     }
 
@@ -135,6 +138,16 @@ impl Allocator {
     pub fn set_added(&mut self, ranges: &[IpNet]) {
         let added = ranges.iter().map(|prefix| Range { prefix: prefix.trunc() });
         self.added = added.filter(|range| !self.ranges.contains(range)).collect();
+    }
+
+    /// Keeps an address from Services: it has an IPAddress that is not theirs.
+    pub fn reserve(&mut self, address: IpAddr) {
+        self.reserved.insert(address);
+    }
+
+    /// Leaves an address to Services again.
+    pub fn unreserve(&mut self, address: IpAddr) {
+        self.reserved.remove(&address);
     }
 
     /// Takes what a stored Service holds.
@@ -177,7 +190,10 @@ impl Allocator {
     /// A free address of a family, for `owner`.
     fn next_address(&self, family: Family, seed: u64) -> Result<IpAddr, String> {
         let in_range = |range: &Range| {
-            let free = |offset| !self.addresses_taken.contains_key(&range.address(offset));
+            let free = |offset| {
+                let address = range.address(offset);
+                !self.addresses_taken.contains_key(&address) && !self.reserved.contains(&address)
+            };
             let size = range.size();
             pick(size, address_band(size), seed, free).map(|offset| range.address(offset))
         };
@@ -199,8 +215,9 @@ impl Allocator {
             ));
         }
         match self.addresses_taken.get(&address) {
-            Some(taken) if taken != owner => Err("provided IP is already allocated".to_owned()),
-            _ => Ok(()),
+            Some(taken) if taken == owner => Ok(()),
+            None if !self.reserved.contains(&address) => Ok(()),
+            _ => Err("provided IP is already allocated".to_owned()),
         }
     }
 

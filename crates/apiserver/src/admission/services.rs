@@ -1,5 +1,7 @@
 //! ClusterIPs and node ports of Services, chosen by `plan::alloc` under the registry's lock.
 
+use std::net::IpAddr;
+
 use api::StatusError;
 use api::resource::Resource;
 use ipnet::IpNet;
@@ -11,12 +13,23 @@ use serde_json::Value;
 use super::{Operation, Request};
 use crate::Registry;
 use crate::cache::{ChangeKind, Changes};
-use crate::lookup::{SERVICE_CIDRS, SERVICES, texts};
+use crate::lookup::{IP_ADDRESSES, SERVICE_CIDRS, SERVICES, texts};
 use crate::object::is_deleting;
 
 /// What the stored Services hold, brought up to date by their changes; made anew from them at any doubt.
 #[derive(Default)]
-pub(crate) struct Taken(Mutex<Option<(Changes, Allocator)>>);
+pub(crate) struct Taken(Mutex<Option<Followed>>);
+
+struct Followed {
+    services: Changes,
+    /// `None` when this server has no IPAddresses.
+    addresses: Option<Changes>,
+    allocator: Allocator,
+}
+
+/// The label of the IPAddresses that follow Services, and its value.
+const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
+const ALLOCATOR: &str = "ipallocator.k8s.io";
 
 pub(super) fn admit(
     registry: &Registry,
@@ -31,19 +44,14 @@ pub(super) fn admit(
     }
     // The committed Services are all in the cache: the lock is held from here until the next one is.
     let mut taken = registry.taken().0.lock();
-    let current = match taken.take() {
-        Some((mut changes, mut allocator)) => {
-            follow(&mut changes, &mut allocator).then_some((changes, allocator))
-        }
-        None => None,
-    };
-    let (changes, mut allocator) = match current {
+    let current = taken.take().and_then(follow);
+    let mut current = match current {
         Some(current) => current,
         None => read(registry, request.resource)?,
     };
-    allocator.set_added(&added_ranges(registry));
-    let result = allocator.allocate(new, request.old, rand::rng().random());
-    *taken = Some((changes, allocator));
+    current.allocator.set_added(&added_ranges(registry));
+    let result = current.allocator.allocate(new, request.old, rand::rng().random());
+    *taken = Some(current);
     result
 }
 
@@ -57,10 +65,10 @@ fn added_ranges(registry: &Registry) -> Vec<IpNet> {
         .collect()
 }
 
-/// Takes in what changed; false when some of it is forgotten.
-fn follow(changes: &mut Changes, allocator: &mut Allocator) -> bool {
-    let Ok((changes, _revision)) = changes.ready() else { return false };
-    for change in changes {
+/// Takes in what changed; `None` when some of it is forgotten.
+fn follow(mut current: Followed) -> Option<Followed> {
+    let allocator = &mut current.allocator;
+    for change in current.services.ready().ok()?.0 {
         if let Some(previous) = &change.previous {
             allocator.release(previous.value());
         }
@@ -68,20 +76,49 @@ fn follow(changes: &mut Changes, allocator: &mut Allocator) -> bool {
             allocator.take(change.object.value());
         }
     }
-    true
+    if let Some(addresses) = &mut current.addresses {
+        for change in addresses.ready().ok()?.0 {
+            let previous = change.previous.as_ref().and_then(|one| reserved(one.value()));
+            previous.into_iter().for_each(|address| allocator.unreserve(address));
+            if change.kind != ChangeKind::Deleted {
+                let address = reserved(change.object.value());
+                address.into_iter().for_each(|address| allocator.reserve(address));
+            }
+        }
+    }
+    Some(current)
 }
 
-/// Everything from the stored Services.
-fn read(registry: &Registry, resource: &Resource) -> Result<(Changes, Allocator), StatusError> {
+/// The address of an IPAddress that belongs to something else than a Service.
+fn reserved(object: &Value) -> Option<IpAddr> {
+    let ours = object["metadata"]["labels"][MANAGED_BY] == ALLOCATOR;
+    let name = object["metadata"]["name"].as_str().filter(|_| !ours)?;
+    name.parse().ok()
+}
+
+/// Everything from the stored Services and IPAddresses.
+fn read(registry: &Registry, resource: &Resource) -> Result<Followed, StatusError> {
     let config = registry.config();
     let cache = registry.cache();
     let mut allocator = Allocator::new(&config.service_cidrs, config.node_port_range.clone());
-    let snapshot = cache.snapshot(resource);
+    let watch = |resource: &Resource| {
+        let snapshot = cache.snapshot(resource);
+        let changes = cache.watch(resource, snapshot.revision).map_err(|floor| {
+            let plural = resource.plural;
+            StatusError::internal(format!("{plural} before {floor} are forgotten"))
+        })?;
+        Ok::<_, StatusError>((snapshot, changes))
+    };
+    let (snapshot, services) = watch(resource)?;
     for object in snapshot.objects.values() {
         allocator.take(object.value());
     }
-    let changes = cache
-        .watch(resource, snapshot.revision)
-        .map_err(|floor| StatusError::internal(format!("services before {floor} are forgotten")))?;
-    Ok((changes, allocator))
+    let mut addresses = None;
+    if let Some(resource) = IP_ADDRESSES.resource() {
+        let (snapshot, changes) = watch(resource)?;
+        let held = snapshot.objects.values().filter_map(|object| reserved(object.value()));
+        held.for_each(|address| allocator.reserve(address));
+        addresses = Some(changes);
+    }
+    Ok(Followed { services, addresses, allocator })
 }

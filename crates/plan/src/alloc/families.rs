@@ -56,6 +56,7 @@ impl Family {
 }
 
 const SINGLE: &str = "SingleStack";
+const PREFER: &str = "PreferDualStack";
 const REQUIRE: &str = "RequireDualStack";
 
 /// Fills `ipFamilyPolicy` and `ipFamilies`; refuses what the cluster does not have.
@@ -68,6 +69,15 @@ pub(super) fn complete(
         return Ok(());
     }
     inherit(service, old);
+    // What is content with one family stays as it is when the cluster gets the other.
+    let kept = |old: &Value| {
+        ["ipFamilyPolicy", "ipFamilies", "clusterIPs"]
+            .iter()
+            .all(|field| service["spec"][*field] == old["spec"][*field])
+    };
+    if service["spec"]["ipFamilyPolicy"] == PREFER && old.is_some_and(kept) {
+        return Ok(());
+    }
     let selects =
         service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty());
     let free = is_headless(service) && !selects;

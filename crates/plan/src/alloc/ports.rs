@@ -13,10 +13,11 @@ use super::service::{invalid, name, needs_health_check, needs_node_ports};
 pub(super) fn complete(
     allocator: &Allocator,
     service: &mut Value,
+    old: Option<&Value>,
     seed: u64,
 ) -> Result<(), StatusError> {
     let owner = name(service);
-    let mut chosen: Vec<u16> = requested(allocator, service)?;
+    let mut chosen: Vec<u16> = requested(allocator, service, old.is_none())?;
     let wanted = service["spec"]["type"] == "NodePort"
         || (service["spec"]["type"] == "LoadBalancer"
             && service["spec"]["allocateLoadBalancerNodePorts"].as_bool().unwrap_or(true));
@@ -57,20 +58,38 @@ pub(super) fn complete(
     Ok(())
 }
 
-/// The node ports that the Service names itself, all free or its own.
-fn requested(allocator: &Allocator, service: &Value) -> Result<Vec<u16>, StatusError> {
+/// The node ports that the Service names itself, all free or its own. A new Service may share one among the protocols of one
+/// port, not among ports; of a changed one validation asks for less.
+fn requested(
+    allocator: &Allocator,
+    service: &Value,
+    is_new: bool,
+) -> Result<Vec<u16>, StatusError> {
     let mut requested = Vec::new();
     if !needs_node_ports(service) {
         return Ok(requested);
     }
     let owner = name(service);
     let mut errors = Vec::new();
-    for (index, port) in service["spec"]["ports"].as_array().into_iter().flatten().enumerate() {
+    let ports = service["spec"]["ports"].as_array().map_or(&[][..], Vec::as_slice);
+    for (index, port) in ports.iter().enumerate() {
         let Some(given) = port["nodePort"].as_i64().filter(|given| *given != 0) else { continue };
         let checked = match u16::try_from(given) {
             Ok(given) => {
+                let mut before = ports[..index].iter();
+                let another = before.any(|other| {
+                    number(&other["nodePort"]) == Some(given) && other["port"] != port["port"]
+                });
+                let taken = requested.contains(&given) && another && is_new;
                 requested.push(given);
-                allocator.check_port(given, &owner)
+                let free = allocator.check_port(given, &owner);
+                free.and_then(|()| {
+                    if taken {
+                        Err("provided port is already allocated".to_owned())
+                    } else {
+                        Ok(())
+                    }
+                })
             }
             Err(_) => allocator.check_port(0, &owner),
         };

@@ -36,7 +36,7 @@ impl Allocator {
         if needs_cluster_ip(service) && !is_headless(service) {
             self.allocate_addresses(service, seed)?;
         }
-        ports::complete(self, service, seed)
+        ports::complete(self, service, old, seed)
     }
 
     fn allocate_addresses(&self, service: &mut Value, seed: u64) -> Result<(), StatusError> {
@@ -133,6 +133,13 @@ pub(super) fn needs_health_check(service: &Value) -> bool {
     service["spec"]["type"] == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local"
 }
 
+/// Whether clients outside reach the Service: only then it has a policy for them.
+fn has_outside(service: &Value) -> bool {
+    let external = service["spec"]["externalIPs"].as_array().is_some_and(|ips| !ips.is_empty());
+    needs_node_ports(service)
+        || (external && service["spec"]["type"].as_str().unwrap_or("ClusterIP") == "ClusterIP")
+}
+
 /// `clusterIP: None`.
 pub(super) fn is_headless(service: &Value) -> bool {
     service["spec"]["clusterIPs"].get(0).unwrap_or(&service["spec"]["clusterIP"]) == "None"
@@ -162,9 +169,10 @@ fn drop_by_type(service: &mut Value, old: &Value) {
                 port.remove("nodePort");
             }
         }
-        if same(service, "externalTrafficPolicy") {
-            spec(service).remove("externalTrafficPolicy");
-        }
+    }
+    let left = has_outside(old) && !has_outside(service);
+    if left && same(service, "externalTrafficPolicy") {
+        spec(service).remove("externalTrafficPolicy");
     }
     if needs_health_check(old)
         && !needs_health_check(service)

@@ -157,6 +157,41 @@ fn families_default_by_policy_and_cluster() {
 }
 
 #[test]
+fn what_prefers_two_families_stays_content_with_one() {
+    let single = mk_allocator();
+    let mut old =
+        mk_service("web", json!({"ipFamilyPolicy": "PreferDualStack", "selector": {"a": "b"}}));
+    single.allocate(&mut old, None, 3).unwrap();
+    let mut dual = Allocator::new(
+        &["10.96.0.0/24".parse().unwrap(), "fd00::/112".parse().unwrap()],
+        30000..=30099,
+    );
+    dual.take(&old);
+    let mut same = old.clone();
+    same["spec"]["selector"] = json!({"a": "c"});
+    dual.allocate(&mut same, Some(&old), 3).unwrap();
+    assert_eq!(same["spec"]["ipFamilies"], json!(["IPv4"]), "the cluster got the other one");
+    assert_eq!(same["spec"]["clusterIPs"], old["spec"]["clusterIPs"]);
+    same["spec"]["ipFamilyPolicy"] = "RequireDualStack".into();
+    dual.allocate(&mut same, Some(&old), 3).unwrap();
+    assert_eq!(same["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]), "asked for, it comes");
+    assert_eq!(same["spec"]["clusterIPs"][0], old["spec"]["clusterIPs"][0]);
+}
+
+#[test]
+fn addresses_of_others_are_not_given() {
+    let mut allocator = Allocator::new(&["10.96.0.0/30".parse().unwrap()], 30000..=30099);
+    allocator.reserve("10.96.0.1".parse().unwrap());
+    for seed in 0..10 {
+        let mut service = web("ClusterIP");
+        allocator.allocate(&mut service, None, seed).unwrap();
+        assert_eq!(service["spec"]["clusterIP"], "10.96.0.2");
+    }
+    let asked = json!({"clusterIP": "10.96.0.1", "selector": {"a": "b"}});
+    assert!(refused(&allocator, asked).ends_with("provided IP is already allocated"));
+}
+
+#[test]
 fn updates_keep_and_release_by_type() {
     let mut allocator = mk_allocator();
     let mut old = web("NodePort");
