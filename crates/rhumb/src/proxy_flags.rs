@@ -1,0 +1,83 @@
+//! kube-proxy's settings as flags of `rhumb node`, and of `rhumb up` for all nodes of a lab.
+
+use clap::Args;
+use plan::proxy::{NodePortAddresses, Settings};
+use serde::{Deserialize, Serialize};
+
+/// What the proxy of a node is told.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ProxyFlags {
+    /// Masquerade all clients of cluster addresses, pods too
+    #[arg(long)]
+    pub(crate) masquerade_all: bool,
+    /// Where node ports answer, with commas between: primary (the node's primary address of each family), localhost, all, CIDRs [default: primary]
+    #[arg(
+        long = "nodeport-addresses",
+        value_delimiter = ',',
+        value_name = "ADDRESSES",
+        value_parser = check
+    )]
+    pub(crate) node_port_addresses: Vec<String>,
+    /// Carry traffic to spec.externalIPs, which whoever may write Services then takes from anybody (CVE-2020-8554)
+    #[arg(long)]
+    pub(crate) external_ips: bool,
+}
+
+/// Checks one of the words of `--nodeport-addresses`.
+fn check(word: &str) -> Result<String, String> {
+    match word.parse::<NodePortAddresses>() {
+        Ok(_) => Ok(word.to_owned()),
+        Err(_) => Err("neither primary, localhost, all nor a CIDR".to_owned()),
+    }
+}
+
+impl ProxyFlags {
+    /// The same as flags.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        let all = self.masquerade_all.then(|| "--masquerade-all".to_owned());
+        let words = self.node_port_addresses.join(",");
+        let addresses = (!words.is_empty()).then(|| format!("--nodeport-addresses={words}"));
+        let external = self.external_ips.then(|| "--external-ips".to_owned());
+        [all, addresses, external].into_iter().flatten().collect()
+    }
+
+    /// Settings of the proxy.
+    pub(crate) fn settle(&self, settings: Settings) -> Settings {
+        // The command line checked the words.
+        let words = self.node_port_addresses.iter().filter_map(|word| word.parse().ok());
+        Settings {
+            masquerade_all: self.masquerade_all,
+            node_port_addresses: words.collect(),
+            external_ips: self.external_ips,
+            ..settings
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        proxy: ProxyFlags,
+    }
+
+    #[test]
+    fn the_proxies_are_told_what_up_was() {
+        let line = "--masquerade-all --nodeport-addresses=primary,10.0.0.0/8 --external-ips";
+        let flags = Line::try_parse_from(["up"].into_iter().chain(line.split(' '))).unwrap().proxy;
+        assert_eq!(flags.flags().join(" "), line);
+        let settings = flags.settle(Settings::default());
+        assert!(settings.masquerade_all && settings.external_ips);
+        let within = NodePortAddresses::Within("10.0.0.0/8".parse().unwrap());
+        assert_eq!(settings.node_port_addresses, [NodePortAddresses::Primary, within]);
+        assert_eq!(ProxyFlags::default().settle(Settings::default()), Settings::default());
+        assert!(ProxyFlags::default().flags().is_empty());
+        let refused = Line::try_parse_from(["up", "--nodeport-addresses", "first"]).unwrap_err();
+        assert!(refused.to_string().contains("neither primary, localhost, all nor a CIDR"));
+    }
+}
