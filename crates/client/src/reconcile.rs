@@ -64,8 +64,9 @@ impl ApplyError {
         Self::Sink { what: what.into(), source: source.into() }
     }
 
-    /// Lost races retry in silence: the next snapshot has the other's write.
-    fn is_race(&self) -> bool {
+    /// Whether another write came first: it retries in silence, because the next snapshot has the other's write.
+    #[must_use]
+    pub fn is_race(&self) -> bool {
         match self {
             Self::Api(error) => {
                 error.is_conflict() || error.is_not_found() || error.is_already_exists()

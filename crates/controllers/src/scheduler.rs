@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use api::Kind;
 use client::{ApplyError, Inputs, Next, Reconcile, Reflector, run};
 use plan::action::{Action, Plan};
 use plan::podfacts;
@@ -41,16 +42,30 @@ impl Reconcile for Scheduler {
     }
 
     async fn apply(&mut self, (): &(), plan: Plan) -> Result<Next, ApplyError> {
+        let mut failure: Option<ApplyError> = None;
+        let mut told = true;
         for action in plan.actions {
+            // What is said of a pod follows the write that makes it true.
+            if matches!(action, Action::Event(_)) && !told {
+                continue;
+            }
             let binding = match &action {
                 Action::Bind { pod, uid, node } => Some((uid.clone(), (pod.clone(), node.clone()))),
                 _ => None,
             };
-            self.writer.write(Plan { actions: vec![action], again: None }).await?;
-            self.assumed.extend(binding);
+            let written = self.writer.write(Plan { actions: vec![action], again: None }).await;
+            told = written.is_ok();
+            match written {
+                Ok(_) => self.assumed.extend(binding),
+                // One pod that cannot be written holds up no other.
+                Err(error) if failure.as_ref().is_none_or(ApplyError::is_race) => {
+                    failure = Some(error);
+                }
+                Err(_) => {}
+            }
         }
         self.forget();
-        Ok(plan.again.map_or(Next::Wait, Next::After))
+        failure.map_or_else(|| Ok(plan.again.map_or(Next::Wait, Next::After)), Err)
     }
 }
 
@@ -68,6 +83,7 @@ pub(crate) async fn start(context: Context) {
                         || (node(new).is_empty()
                             && old.metadata.generation != new.metadata.generation)
                         || old.metadata.labels != new.metadata.labels
+                        || old.is_deleting() != new.is_deleting()
                 }
                 _ => true,
             };
@@ -81,6 +97,13 @@ pub(crate) async fn start(context: Context) {
                 (node.spec.clone(), node.metadata.labels.clone(), allocatable)
             };
             if change.old.map(|node| facts(node)) != change.new.map(|node| facts(node)) {
+                dirty.insert(());
+            }
+        })
+        .on(&all.namespaces, |change, dirty| {
+            // Namespace selectors of affinity terms.
+            let labels = |one: &api::core::Namespace| one.metadata.labels.clone();
+            if change.old.map(|one| labels(one)) != change.new.map(|one| labels(one)) {
                 dirty.insert(());
             }
         })

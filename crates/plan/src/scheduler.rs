@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::apps::{ReplicaSet, StatefulSet};
 use api::core::{
@@ -37,8 +38,10 @@ pub fn accepts(node: &Node, pod: &Pod) -> bool {
     selector::pod_matches_node(pod, node)
 }
 
-/// Pods bound in one plan; the rest comes with the next, from a newer snapshot.
+/// Pods that one plan binds or explains; the rest comes with the next, from a newer snapshot.
 const BATCH_MAX: usize = 128;
+/// When the next plan is made if this one left pods over and nothing else wakes the loop.
+const NEXT_BATCH: Duration = Duration::from_millis(10);
 /// The name of this scheduler in `spec.schedulerName`.
 pub const SCHEDULER_NAME: &str = "default-scheduler";
 /// The annotation that tells the provisioner on which node a claim's first pod runs.
@@ -91,11 +94,19 @@ pub fn plan(snapshot: &Snapshot) -> Plan {
         (std::cmp::Reverse(priority), podfacts::created(pod.as_ref()), pod.object_name())
     });
     let mut cluster = Cluster::new(snapshot);
-    for pod in queue.into_iter().take(BATCH_MAX) {
+    let mut acted = 0;
+    for pod in queue {
+        if acted == BATCH_MAX {
+            plan.after(NEXT_BATCH);
+            break;
+        }
+        // Pods that wait and have been told why cost nothing: they never keep later ones out of the batch.
+        let before = plan.actions.len();
         match cluster.place(pod) {
             Ok((index, selections)) => cluster.bind(pod, index, selections, &mut plan),
             Err(message) => unschedulable(pod, message, snapshot.now, &mut plan),
         }
+        acted += usize::from(plan.actions.len() > before);
     }
     plan
 }

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+/// What upstream's plugin for device claims adds to every sentence since 1.34.
+const DEALLOCATION: &str = "no new claims to deallocate";
+
 /// Why one node does not fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -51,7 +54,9 @@ impl Reasons {
         reasons.sort();
         let head = format!("0/{nodes} nodes are available: {}.", reasons.join(", "));
         if never {
-            return format!("{head} preemption: not eligible due to preemptionPolicy=Never.");
+            return format!(
+                "{head} {DEALLOCATION}, preemption: not eligible due to preemptionPolicy=Never."
+            );
         }
         let mut preemption = Vec::new();
         if self.helpful > 0 {
@@ -63,13 +68,13 @@ impl Reasons {
         }
         preemption.sort();
         let preemption = preemption.join(", ");
-        format!("{head} preemption: 0/{nodes} nodes are available: {preemption}.")
+        format!("{head} {DEALLOCATION}, preemption: 0/{nodes} nodes are available: {preemption}.")
     }
 }
 
 /// The sentence for a pod that cannot go anywhere whatever the node.
 pub(super) fn refused(nodes: usize, reason: &str) -> String {
     format!(
-        "0/{nodes} nodes are available: {reason}. preemption: 0/{nodes} nodes are available: {nodes} Preemption is not helpful for scheduling."
+        "0/{nodes} nodes are available: {reason}. {DEALLOCATION}, preemption: 0/{nodes} nodes are available: {nodes} Preemption is not helpful for scheduling."
     )
 }

@@ -94,20 +94,20 @@ fn nothing_fits_is_said_in_words() {
             json!({"containers": container("1500m")}),
             &[json!({"status": {"allocatable": {"cpu": "1"}}}), taint.clone(), taint,]
         ),
-        "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint {a: b}. preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
+        "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint(s). no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
     );
     assert_eq!(
         refusal(
             json!({"nodeSelector": {"disk": "ssd"}}),
             &[json!({"spec": {"unschedulable": true}}), json!({})]
         ),
-        "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) were unschedulable. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
+        "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) were unschedulable. no new claims to deallocate, preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
     );
     assert_eq!(refusal(json!({}), &[]), "no nodes available to schedule pods");
     let claim = json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]});
     assert_eq!(
         refusal(claim, &[json!({})]),
-        "0/1 nodes are available: persistentvolumeclaim \"data\" not found. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
+        "0/1 nodes are available: persistentvolumeclaim \"data\" not found. no new claims to deallocate, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
     );
 }
 
@@ -122,12 +122,35 @@ fn a_full_node_may_be_freed() {
         world.events,
         [
             "Successfully assigned a/first to n1",
-            "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.",
+            "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.",
         ]
     );
     world.remove(ObjectKind::Pod, &Name::new("a", "first"));
     schedule(&mut world);
     assert_eq!(node_of(&world, &Name::new("a", "second")), "n1");
+}
+
+#[test]
+fn pods_that_fit_nowhere_keep_nobody_waiting() {
+    let mut world = World::at(1000);
+    node(&mut world, "n1", json!({}));
+    for at in 0..2 * BATCH_MAX + 1 {
+        pod(&mut world, &format!("a{at}"), json!({"nodeSelector": {"disk": "none"}}));
+    }
+    let last = pod(&mut world, "z", json!({}));
+    let mut plans = 0;
+    while let Some(again) = {
+        let plan = plan(&snapshot(&world));
+        let again = plan.again;
+        world.apply(plan);
+        again
+    } {
+        assert_eq!(again, NEXT_BATCH);
+        plans += 1;
+        assert!(plans < 10, "each plan brings it on");
+    }
+    assert_eq!(node_of(&world, &last), "n1");
+    assert_eq!(plan(&snapshot(&world)), Plan::none(), "all are told");
 }
 
 #[test]
