@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -17,6 +18,15 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+/// A connection without traffic is probed after this time.
+const IDLE_MAX: Duration = Duration::from_secs(15);
+/// How often it is probed.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// Probes without an answer after which the connection is given up.
+const PROBES: u32 = 3;
+/// What is sent must be acknowledged within this time (upstream's HTTP/2 health check: 30 s of silence, 15 s for a ping).
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Any error that ends a body or a connection.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -96,7 +106,13 @@ impl Tcp {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
-        http.set_connect_timeout(Some(std::time::Duration::from_secs(10)));
+        http.set_connect_timeout(Some(Duration::from_secs(10)));
+        // A watch only listens: without this it would never learn that the other side, or the way to it, is gone.
+        http.set_keepalive(Some(IDLE_MAX));
+        http.set_keepalive_interval(Some(PROBE_EVERY));
+        http.set_keepalive_retries(Some(PROBES));
+        #[cfg(target_os = "linux")]
+        http.set_tcp_user_timeout(Some(SILENCE_MAX));
         let connect = TlsConnect { http, tls: TlsConnector::from(tls) };
         let pool = Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connect);
         Self { pool, authority: authority.to_owned(), token: token.map(Into::into) }

@@ -13,6 +13,7 @@ use api::meta::{MicroTime, ObjectMeta, OwnerReference, Time};
 use client::{Client, Error, EventKind, Patch, Recorder};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Options;
@@ -22,8 +23,11 @@ use super::machine::{Machine, architecture};
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// A lease that is not renewed for this long means a dead node.
 const LEASE_SECONDS: i32 = 40;
-/// How often the lease is renewed (upstream: a quarter of its duration).
+/// How often the lease is renewed (upstream: a quarter of its duration) and the status is compared with the API's.
 const RENEW: Duration = Duration::from_secs(10);
+/// Longest wait for an answer: a connection that died silently must not keep the node silent too (upstream's heartbeat
+/// client waits as long as a lease lasts, at most 10 s for each try).
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How often the status is written even when it did not change.
 const STATUS: Duration = Duration::from_secs(300);
 /// How soon a failed write is tried again.
@@ -40,9 +44,12 @@ pub(super) async fn keep(
     shutdown: CancellationToken,
 ) {
     let uid = loop {
-        match register(&client, &options, &machine).await {
-            Ok(uid) => break uid,
-            Err(error) => complain(&options.node_name, &error),
+        match tokio::time::timeout(ANSWER_MAX, register(&client, &options, &machine)).await {
+            Ok(Ok(uid)) => break uid,
+            Ok(Err(error)) => complain(&options.node_name, &error),
+            Err(_elapsed) => {
+                tracing::warn!(component = "kubelet", "the API server does not answer");
+            }
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -53,31 +60,72 @@ pub(super) async fn keep(
     let mut node = object(&options);
     node.metadata.uid = Some(options.node_name.clone());
     recorder.event(&node, EventKind::Normal, "Starting", "Starting kubelet.");
+    let heartbeat = Heartbeat { client, options, machine, uid };
     let mut renew = tokio::time::interval(RENEW);
     renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut status = tokio::time::interval(STATUS);
-    status.reset();
-    let mut pressure = pressures(&options);
+    let mut written = Instant::now();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = renew.tick() => {
-                if let Err(error) = renew_lease(&client, &options.node_name, &uid).await {
-                    complain(&options.node_name, &error);
-                    renew.reset_after(RETRY);
-                }
-                if pressures(&options) == pressure {
-                    continue;
-                }
-                pressure = pressures(&options);
-            }
-            _ = status.tick() => {}
+            _ = renew.tick() => {}
         }
-        if let Err(error) = write_status(&client, &options, &machine).await {
-            complain(&options.node_name, &error);
-            status.reset_after(RETRY);
+        let forced = written.elapsed() >= STATUS;
+        let beat = tokio::time::timeout(ANSWER_MAX, heartbeat.beat(forced)).await;
+        match beat {
+            Ok(Ok(true)) => written = Instant::now(),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => {
+                complain(&heartbeat.options.node_name, &error);
+                renew.reset_after(RETRY);
+            }
+            Err(_elapsed) => {
+                let node = heartbeat.options.node_name.as_str();
+                tracing::warn!(component = "kubelet", node, "the API server does not answer");
+                renew.reset_after(RETRY);
+            }
         }
     }
+}
+
+/// What the node's own object and lease are kept with.
+struct Heartbeat {
+    client: Client,
+    options: Options,
+    machine: Machine,
+    uid: String,
+}
+
+impl Heartbeat {
+    /// Renews the lease, and writes the status when it must be, or when the API has another: somebody who took the node
+    /// for dead wrote so there, and it is for the node to say that it lives. Whether the status was written.
+    async fn beat(&self, forced: bool) -> Result<bool, Error> {
+        let Self { client, options, machine, uid } = self;
+        renew_lease(client, &options.node_name, uid).await?;
+        let known: Node = client.get("", &options.node_name).await?;
+        let status = status(options, machine, known.status.as_ref());
+        let changed = differs(known.status.as_ref(), &status);
+        if forced || changed {
+            write_status(client, options, &status).await?;
+        }
+        Ok(forced || changed)
+    }
+}
+
+/// Whether the status in the API says anything else than `now`, apart from the times of heartbeats.
+fn differs(known: Option<&NodeStatus>, now: &NodeStatus) -> bool {
+    let Some(known) = known else { return true };
+    let timeless = |status: &NodeStatus| {
+        let conditions = status.conditions.iter().flatten();
+        let one = |condition: &NodeCondition| (condition.type_.clone(), condition.status.clone());
+        conditions.map(one).collect::<BTreeMap<_, _>>()
+    };
+    let (have, want) = (timeless(known), timeless(now));
+    want.iter().any(|(type_, status)| have.get(type_) != Some(status))
+        || known.addresses != now.addresses
+        || known.capacity != now.capacity
+        || known.images != now.images
+        || known.node_info != now.node_info
+        || known.daemon_endpoints != now.daemon_endpoints
 }
 
 fn complain(node: &str, error: &Error) {
@@ -119,15 +167,17 @@ async fn register(client: &Client, options: &Options, machine: &Machine) -> Resu
         }
         Err(error) => return Err(error),
     };
-    write_status(client, options, machine).await?;
+    let status = status(options, machine, known.status.as_ref());
+    write_status(client, options, &status).await?;
     renew_lease(client, &options.node_name, known.uid()).await?;
     Ok(known.uid().to_owned())
 }
 
-async fn write_status(client: &Client, options: &Options, machine: &Machine) -> Result<(), Error> {
-    let known: Node = client.get("", &options.node_name).await?;
-    let status = status(options, machine, known.status.as_ref());
-    let status = serde_json::to_value(status)?;
+async fn write_status(
+    client: &Client,
+    options: &Options,
+    status: &NodeStatus,
+) -> Result<(), Error> {
     let patch = Patch::Strategic(json!({"status": status}));
     client.patch_status::<Node>("", &options.node_name, &patch).await.map(|_| ())
 }
@@ -266,7 +316,23 @@ async fn renew_lease(client: &Client, node: &str, uid: &str) -> Result<(), Error
 
 #[cfg(test)]
 mod tests {
-    use super::is_full;
+    use super::*;
+
+    #[test]
+    fn only_what_is_said_counts_as_a_difference() {
+        let said = |status: &str, at: &str| -> NodeStatus {
+            serde_json::from_value(json!({
+                "conditions": [{"type": "Ready", "status": status, "lastHeartbeatTime": at}],
+                "capacity": {"cpu": "2"},
+            }))
+            .unwrap()
+        };
+        let now = said("True", "2026-01-01T00:00:10Z");
+        assert!(!differs(Some(&said("True", "2026-01-01T00:00:00Z")), &now), "a newer heartbeat");
+        assert!(differs(Some(&said("Unknown", "2026-01-01T00:00:00Z")), &now), "taken for dead");
+        assert!(differs(None, &now));
+        assert!(differs(Some(&NodeStatus::default()), &now));
+    }
 
     #[test]
     fn blocks_that_are_kept_back_are_no_pressure() {
