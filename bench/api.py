@@ -5,6 +5,7 @@ the server, so the server's own CPU time a request is told too.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import statistics
@@ -16,6 +17,8 @@ import peers
 from lab import Cluster, cpu_seconds, netns, process, row, run, services, succeeds, tool, until
 
 WATCHERS = 500
+# Every run of puts has keys of its own.
+SERIES = itertools.count(10)
 
 
 class ControlPlane(Cluster):
@@ -96,10 +99,10 @@ def etcd(folder, inside):
         yield child
 
 
-def etcd_puts(folder, inside, clients, attempt):
+def etcd_puts(folder, inside, clients):
     """Puts of 912 bytes a second through etcd's HTTP gateway."""
     with open(f"{folder}/put.lua", "w", encoding="utf-8") as script:
-        script.write(PUT % (10_000_000 + (clients * 100 + attempt) * 100_000, "A" * 1216))
+        script.write(PUT % (next(SERIES) * 1_000_000, "A" * 1216))
     return wrk(inside, "http://127.0.0.1:2379/v3/kv/put", clients, "-s", f"{folder}/put.lua", seconds=3)[0]
 
 
@@ -117,23 +120,44 @@ def syncs(folder):
         return count / (time.monotonic() - begun)
 
 
+def revision(plane):
+    found = plane.kubectl("get", "--raw", "/api/v1/namespaces/default/services?limit=1")
+    return re.search(r'"resourceVersion":\s*"(\d+)"', found).group(1)
+
+
+def quiet(plane):
+    """Waits until nobody writes any more: controllers follow what was made."""
+    before = None
+    while before != (before := revision(plane)):
+        time.sleep(1)
+
+
 def bench_create(rhumb):
     """Creates of Services, on disk before they are answered, by 1 and 8 clients; beside them etcd's puts and the bare disk."""
     program = tool(rhumb, "bench_api")
     with control_plane(rhumb) as plane, etcd(plane.folder, plane.at):
-        for clients, target in ((1, "≥ 3,700"), (8, "≥ 5,700")):
-            rates, puts, disk, cpu, latency = [], [], [], [], []
-            for attempt in range(5):
-                before = cpu_seconds(plane.pid)
-                found = plane.load(program, "create", clients, 3, f"c{clients}-{attempt}")
-                rates.append(found["count"] / found["seconds"])
-                latency.append(found["p50-ms"])
-                cpu.append((cpu_seconds(plane.pid) - before) / found["count"] * 1e6)
-                puts.append(etcd_puts(plane.folder, plane.at, clients, attempt))
-                disk.append(syncs(plane.folder))
-            row(f"create a Service, durable, {clients} client(s)", rates, "/s", target, 0, etcd_put=puts, fdatasync_alone=disk)
-            row(f"create a Service, {clients} client(s): latency p50", latency, "ms", "-", 2)
-            row(f"create a Service, {clients} client(s): the server's CPU", cpu, "µs a request", "-", 0)
+        version = run(peers.command("etcd"), "--version", env=peers.environment()).splitlines()[0]
+        print(f"the peer is {version} of Debian, by its HTTP gateway")
+        for what, kind in (("Service of type ExternalName", "create-external"), ("Service with a ClusterIP", "create")):
+            for clients, target in ((1, "≥ 3,700"), (8, "≥ 5,700")):
+                created(plane, program, f"create a {what}, {clients} client{'s' * (clients > 1)}", kind, clients, target)
+
+
+def created(plane, program, what, kind, clients, target):
+    rates, puts, disk, cpu, latency = [], [], [], [], []
+    for attempt in range(5):
+        quiet(plane)
+        before = cpu_seconds(plane.pid)
+        found = plane.load(program, kind, clients, 3, f"{kind}-{clients}-{attempt}")
+        rates.append(found["count"] / found["seconds"])
+        latency.append(found["p50-ms"])
+        cpu.append((cpu_seconds(plane.pid) - before) / found["count"] * 1e6)
+        quiet(plane)
+        puts.append(etcd_puts(plane.folder, plane.at, clients))
+        disk.append(syncs(plane.folder))
+    row(what, rates, "/s", target, 0, etcd_put=puts, one_writer_with_fdatasync=disk)
+    row(f"{what}: latency p50", latency, "ms", "-", 2)
+    row(f"{what}: the server's CPU", cpu, "µs a request", "-", 0)
 
 
 def bench_read(rhumb):
@@ -160,8 +184,8 @@ def bench_watch(rhumb):
     with control_plane(rhumb) as plane:
         middle, tail, answer, cpu = [], [], [], []
         for attempt in range(5):
-            since = plane.kubectl("get", "--raw", "/api/v1/namespaces/default/services?limit=1")
-            since = re.search(r'"resourceVersion":\s*"(\d+)"', since).group(1)
+            quiet(plane)
+            since = revision(plane)
             before = cpu_seconds(plane.pid)
             found = plane.load(program, "watch", WATCHERS, 50, f"w{attempt}", since)
             cpu.append((cpu_seconds(plane.pid) - before) / 50 / WATCHERS * 1e6)

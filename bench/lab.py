@@ -30,16 +30,32 @@ def spread(values, digits):
     return f"{statistics.median(values):.{digits}f} ({values[0]:.{digits}f}-{values[-1]:.{digits}f})"
 
 
+def missed(value, target):
+    """Whether a target of the form `≤ 1.5` or `≥ 3,700 …` is missed; others are for people to judge."""
+    found = re.match(r"(?:p99 )?([≤≥]) ([0-9.,]*[0-9])", target)
+    if not found:
+        return False
+    bound = float(found.group(2).replace(",", ""))
+    return value > bound if found.group(1) == "≤" else value < bound
+
+
 def row(what, values, unit, target, digits=3, **peers):
-    """A line of the table; `peers` are named lists of the same unit, of the same run."""
-    beside = ", ".join(f"{name.replace('_', ' ')} {spread(found, digits)}" for name, found in peers.items() if found)
-    ROWS.append((what, len(values), spread(values, digits), unit, target, beside or "-"))
-    print(f"{what}: {spread(values, digits)} {unit}, target {target}; {beside or 'no peer'}", flush=True)
+    """A line of the table; `peers` are named lists of the same unit, of the same run. Ratios are of medians, Rhumb's first."""
+    own = statistics.median(values)
+    peers = {name.replace("_", " "): found for name, found in peers.items() if found}
+    beside = ", ".join(f"{name} {spread(found, digits)}" for name, found in peers.items())
+    ratios = ", ".join(f"{own / statistics.median(found):.2f} × {name}" for name, found in peers.items() if statistics.median(found))
+    verdict = f"{target}: missed" if missed(own, target) else target
+    ROWS.append((what, len(values), f"{spread(values, digits)} {unit}", verdict, beside or "-", ratios or "-"))
+    print(f"{what}: {spread(values, digits)} {unit}, target {verdict}; {beside or 'no peer'}", flush=True)
 
 
 def table():
-    lines = ["| what | runs | median (min-max) | unit | target | peers, same run |", "|---|---|---|---|---|---|"]
-    return "\n".join(lines + ["| " + " | ".join(str(part) for part in found) + " |" for found in ROWS])
+    """The rows since the last call, in Markdown."""
+    lines = ["| what | runs | median (min-max) | target | peers, same run | ratio |", "|---|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(str(part) for part in found) + " |" for found in ROWS]
+    ROWS.clear()
+    return "\n".join(lines)
 
 
 class Cluster:

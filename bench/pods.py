@@ -144,7 +144,9 @@ def bench_ready(rhumb):
             until("Ready", lambda name=name: name in ready)
             spread.append((max(answered) - ready[name]) * 1000)
             cluster.kubectl("delete", "pod", name, "--wait=false")
-    row("pod Ready seen by a watch → the last of three nodes forwards", spread, "ms", "p99 ≤ 100", 1)
+    row("pod Ready seen by a watch → the last of three nodes forwards, p50", spread, "ms", "-", 1)
+    tail = sorted(spread)[(len(spread) * 99 - 1) // 100]
+    row(f"the same, p99 of {len(spread)} pods", [tail], "ms", "≤ 100", 1)
 
 
 ROLL = """
@@ -193,6 +195,7 @@ def bench_rolling(rhumb):
                  for name, (inside, at) in sources.items()}
         begun, rolls = time.monotonic(), 0
         while time.monotonic() - begun < 40 or rolls < 5:
+            time.sleep(1.1)  # kubectl restarts once a second at most
             cluster.kubectl("rollout", "restart", "deployment/web")
             cluster.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
             rolls += 1

@@ -2,8 +2,9 @@
 """Measures Rhumb on this machine: `make bench`, or `bench/run.py --rhumb PATH [NAME ...]`.
 
 Every figure comes from the real binary and a real cluster in namespaces, or from the proxy's own code in one. Peers that
-Debian carries are measured in the same run, in turn with the subject. Prints a Markdown table: what, how many runs, median
-with minimum and maximum, target, and the peers' figures.
+Debian carries are measured in the same run, in turn with the subject. Prints a Markdown table for each area: what, how many
+runs, median with minimum and maximum, target, the peers' figures and the ratios to them. With `--write` the tables take the
+places of those in docs/benchmarks.md.
 """
 
 import argparse
@@ -26,18 +27,35 @@ BENCHES = {
 }
 
 
+PAGE = lab.ROOT / "docs/benchmarks.md"
+
+
+def write(name, text):
+    """Puts an area's table between its marks in the documentation."""
+    page = PAGE.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    if begin not in page or end not in page:
+        sys.exit(f"{PAGE} has no place for {name}")
+    before, rest = page.split(begin, 1)
+    PAGE.write_text(before + begin + text + end + rest.split(end, 1)[1], encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rhumb", required=True, help="the binary, built with --release")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
     parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="which; all when not given")
     args = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("bench/run.py needs root: a cluster is namespaces and kernel rules")
     for name in args.names or BENCHES:
-        load = os.getloadavg()[0]
-        print(f"== {name}: {BENCHES[name].__doc__.splitlines()[0]} (load of the machine before: {load:.1f})", flush=True)
+        load = f"load of the machine before: {os.getloadavg()[0]:.1f}"
+        print(f"== {name}: {BENCHES[name].__doc__.splitlines()[0]} ({load})", flush=True)
         BENCHES[name](args.rhumb)
-    print("\n" + lab.table())
+        text = f"{lab.table()}\n\n{load[0].upper()}{load[1:]}."
+        print(f"\n{text}\n", flush=True)
+        if args.write:
+            write(name, text)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,12 @@ def bench_idle(rhumb):
         time.sleep(20)
         per_second = os.sysconf("SC_CLK_TCK") * 20
         used = {name: (cpu_ticks(pid) - before[name]) / per_second * 100 for name, pid in pids.items()}
+        agents = [memory(pid) for name, pid in pids.items() if re.fullmatch(r"n\d+", name)]
         row("memory of the control plane, idle", [memory(pids["server"])], "MB", "≤ 60", 1)
-        row("memory of a node agent, idle", [memory(pid) for name, pid in pids.items() if re.fullmatch(r"n\d+", name)], "MB", "≤ 30", 1)
+        row("memory of a node agent, idle", agents, "MB", "≤ 30", 1)
+        for name in sorted(pids.keys() - {"server"}):
+            if not re.fullmatch(r"n\d+", name):
+                row(f"memory of `{name}`, idle", [memory(pids[name])], "MB", "-", 1)
+        for name in sorted(pids):
+            row(f"CPU of `{name}`, idle", [used[name]], "% of a core", "-", 2)
         row("CPU of everything, idle, three nodes", [sum(used.values())], "% of a core", "≤ 0.5", 2)

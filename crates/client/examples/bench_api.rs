@@ -66,10 +66,15 @@ impl Target {
     }
 }
 
-/// Without a selector, so that no controller writes because of it.
-fn service(name: &str) -> String {
+/// With a ClusterIP, or of type ExternalName: no controller writes because of such a one.
+fn service(name: &str, external: bool) -> String {
+    let spec = if external {
+        r#""type":"ExternalName","externalName":"a.example""#
+    } else {
+        r#""ports":[{"port":80}]"#
+    };
     format!(
-        r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"default"}},"spec":{{"ports":[{{"port":80}}]}}}}"#
+        r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"default"}},"spec":{{{spec}}}}}"#
     )
 }
 
@@ -120,9 +125,13 @@ fn percentile(sorted: &[u64], share: f64) -> f64 {
     value / 1000.0
 }
 
-/// `create … CLIENTS SECONDS PREFIX`: creates Services as fast as the answers come.
+/// `create … CLIENTS SECONDS PREFIX` and `create-external …`: creates Services as fast as the answers come.
 #[expect(clippy::print_stdout, reason = "a benchmark's output")]
-fn create(target: &Target, arguments: &mut impl Iterator<Item = String>) -> Result<(), Failure> {
+fn create(
+    target: &Target,
+    arguments: &mut impl Iterator<Item = String>,
+    external: bool,
+) -> Result<(), Failure> {
     let mut next = || arguments.next().ok_or("too few arguments");
     let (clients, seconds, prefix) = (next()?.parse::<u32>()?, next()?.parse::<f64>()?, next()?);
     let begun = Instant::now();
@@ -134,7 +143,8 @@ fn create(target: &Target, arguments: &mut impl Iterator<Item = String>) -> Resu
             let mut connection = target.connect()?;
             let mut times = Vec::new();
             while Instant::now() < until {
-                let request = target.post(&service(&format!("{prefix}-{client}-{}", times.len())));
+                let request =
+                    target.post(&service(&format!("{prefix}-{client}-{}", times.len()), external));
                 let sent = Instant::now();
                 exchange(&mut connection, &request)?;
                 times.push(u64::try_from(sent.elapsed().as_nanos())? / 1000);
@@ -172,7 +182,34 @@ impl Shared {
     }
 }
 
-/// Reads a watch and notes at which moment each event ended: a line that ends in a bare newline.
+/// Finds the ends of events that tell of new objects, in the bytes of a watch with the frames of HTTP's chunks. A line
+/// that ends in a bare newline is an event; controllers' later changes of the same objects are not counted.
+#[derive(Default)]
+struct Lines {
+    before: u8,
+    column: usize,
+    object: bool,
+    kind: u8,
+}
+
+impl Lines {
+    fn ends(&mut self, byte: u8) -> bool {
+        if self.column == 0 {
+            self.object = byte == b'{';
+        }
+        // `{"type":"ADDED"`: the tenth byte tells the type.
+        if self.column == 9 && self.object {
+            self.kind = byte;
+        }
+        let line = byte == b'\n';
+        let ends = line && self.before != b'\r' && self.kind == b'A';
+        self.before = byte;
+        self.column = if line { 0 } else { self.column + 1 };
+        ends
+    }
+}
+
+/// Reads a watch and notes at which moment each event ended.
 async fn watch(
     target: Target,
     since: Arc<str>,
@@ -190,7 +227,7 @@ async fn watch(
     );
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
-    let (mut chunk, mut before, mut head) = (vec![0_u8; 16384], 0_u8, true);
+    let (mut chunk, mut lines, mut head) = (vec![0_u8; 16384], Lines::default(), true);
     loop {
         let count = stream.read(&mut chunk).await?;
         let now = u64::try_from(shared.origin.elapsed().as_nanos())? / 1000;
@@ -205,11 +242,10 @@ async fn watch(
             shared.ready.fetch_add(1, Ordering::SeqCst);
         }
         for byte in &chunk[..count] {
-            if *byte == b'\n' && before != b'\r' {
+            if lines.ends(*byte) {
                 let mut seen = shared.seen.lock().map_err(|_| "a watcher failed")?;
                 seen[number].push(now);
             }
-            before = *byte;
         }
     }
 }
@@ -254,7 +290,7 @@ fn watchers(target: &Target, arguments: &mut impl Iterator<Item = String>) -> Re
     let mut connection = target.connect()?;
     let (mut sent, mut answered) = (Vec::new(), Vec::new());
     for write in 0..writes {
-        let request = target.post(&service(&format!("{prefix}-{write}")));
+        let request = target.post(&service(&format!("{prefix}-{write}"), true));
         let now = shared.now()?;
         exchange(&mut connection, &request)?;
         sent.push(now);
@@ -283,10 +319,11 @@ fn watchers(target: &Target, arguments: &mut impl Iterator<Item = String>) -> Re
 
 fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
-    let what = arguments.next().ok_or("which: create or watch")?;
+    let what = arguments.next().ok_or("which: create, create-external or watch")?;
     let target = Target::read(&mut arguments)?;
     match &*what {
-        "create" => create(&target, &mut arguments),
+        "create" => create(&target, &mut arguments, false),
+        "create-external" => create(&target, &mut arguments, true),
         "watch" => watchers(&target, &mut arguments),
         other => Err(format!("no load is called {other}").into()),
     }
