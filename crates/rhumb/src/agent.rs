@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net};
 use kernel::link::Netlink;
 use node::guard::Guard;
 use node::kubelet::{self, KubeletHandle};
-use node::{loadbalancer, podnet, proxy};
+use node::{loadbalancer, podnet, portuse, proxy};
 use runtime::{ImageStore, Runtime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +86,7 @@ async fn serve(args: Agent) -> Result<()> {
     let ip = args.node_ip.context(
         "--node-ip is the address that the other nodes reach this one by, and is not given",
     )?;
+    args.carry.check()?;
     std::fs::create_dir_all(&args.node_dir)
         .with_context(|| format!("cannot make {}", args.node_dir.display()))?;
     let shutdown = CancellationToken::new();
@@ -250,13 +251,14 @@ fn start_proxy(
     (name, applied): (&str, Applied),
     shutdown: &CancellationToken,
 ) {
-    let settings = plan::proxy::Settings {
+    let settings = args.proxy.settle(args.carry.settle(plan::proxy::Settings {
         node: name.to_owned(),
         service_cidrs: vec![IpNet::V4(args.service_cidr)],
         pod_cidrs: vec![IpNet::V4(args.pod_cidr)],
-        external_ips: false,
         ..Default::default()
-    };
+    }));
+    let (services, nodes) = (&sources.services, &sources.nodes);
+    portuse::spawn(client, services, nodes, settings.clone(), shutdown.clone());
     let (client, shutdown) = (client.component("kube-proxy"), shutdown.clone());
     let config = proxy::Config { applied, ..proxy::Config::new(settings) };
     let sources =

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use ipnet::Ipv4Net;
 
+use crate::carry::Carry;
 use crate::cluster::{DATA, PortRange};
+use crate::proxy_flags::ProxyFlags;
 use crate::{agent, down, images, kubeconfig, nodes, server, status, supervise, up};
 
 /// Kubernetes Services, whole, in one binary.
@@ -93,12 +95,16 @@ pub(crate) struct Up {
     /// Pull images of HOST from URL instead; may be given several times
     #[arg(long, value_name = "HOST=URL")]
     pub(crate) registry_mirror: Vec<String>,
+    #[command(flatten)]
+    pub(crate) carry: Carry,
     /// Let pods out through this machine, which then forwards and masquerades; a lab is closed otherwise
     #[arg(long)]
     pub(crate) egress: bool,
     /// With --egress: the file of the resolvers for names outside the cluster; this machine's when not given
     #[arg(long)]
     pub(crate) resolv_conf: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) proxy: ProxyFlags,
 }
 
 /// `rhumb down`.
@@ -204,9 +210,13 @@ pub(crate) struct Agent {
     /// Who may ask for logs, exec and port-forward: clients with a certificate of this authority
     #[arg(long)]
     pub(crate) client_ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) carry: Carry,
     /// Forward names outside the cluster to these resolvers of this file
     #[arg(long)]
     pub(crate) resolv_conf: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) proxy: ProxyFlags,
 }
 
 /// `rhumb server`.

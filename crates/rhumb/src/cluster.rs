@@ -12,6 +12,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::carry::Carry;
+use crate::proxy_flags::ProxyFlags;
+
 /// Below this folder every cluster keeps its data, unless `--data-dir` says otherwise.
 pub(crate) const DATA: &str = "/var/lib/rhumb";
 /// Below this folder every cluster keeps what does not outlive the machine's run.
@@ -61,6 +64,12 @@ pub(crate) struct Cluster {
     /// The file of the resolvers that names outside the cluster are asked of, when the lab has a way out.
     #[serde(default)]
     pub(crate) egress: Option<PathBuf>,
+    /// How nodes carry Services.
+    #[serde(default)]
+    pub(crate) carry: Carry,
+    /// What the proxies are told.
+    #[serde(default)]
+    pub(crate) proxy: ProxyFlags,
 }
 
 /// An inclusive range of ports, `30000-32767`.
@@ -295,6 +304,8 @@ mod tests {
             registry_mirrors: Vec::new(),
             nodes: Vec::new(),
             egress: None,
+            carry: Carry::default(),
+            proxy: ProxyFlags::default(),
         }
     }
 

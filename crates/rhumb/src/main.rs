@@ -1,6 +1,7 @@
 //! `rhumb`: Kubernetes Services, whole, in one binary.
 
 mod agent;
+mod carry;
 mod cli;
 mod cluster;
 mod down;
@@ -15,6 +16,7 @@ mod nodes;
 mod plan;
 mod processes;
 mod progress;
+mod proxy_flags;
 mod server;
 mod status;
 mod supervise;

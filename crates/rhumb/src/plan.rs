@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use plan::explain::kernel::ruleset;
 use plan::explain::{Cluster, Difference, difference};
 
+use crate::carry::Carry;
 use crate::explain::Output;
 use crate::explain::live::{self, Live, Reach};
 use crate::progress::say;
@@ -39,7 +40,7 @@ pub(crate) struct Plan {
 /// Parts of a plan.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the nftables rule set of a node, with no cluster
+    /// Print the rule set of a node, with no cluster
     Proxy(Proxy),
 }
 
@@ -61,6 +62,8 @@ struct Proxy {
     /// Addresses of Services
     #[arg(long, default_value = "10.96.0.0/12")]
     service_cidr: Vec<IpNet>,
+    #[command(flatten)]
+    carry: Carry,
 }
 
 /// Runs the command.
@@ -118,7 +121,7 @@ fn proxy(args: &Proxy) -> Result<()> {
     let cluster = manifests::on_node(base, &args.files, &args.namespace, &args.node)?;
     let known = cluster.nodes.contains_key(&Name::cluster(&args.node));
     anyhow::ensure!(known, "the files have nodes, but none is called {:?}", args.node);
-    let mut settings = cluster.settings(&args.node);
+    let mut settings = args.carry.settle(cluster.settings(&args.node));
     settings.pod_cidrs.clone_from(&args.pod_cidr);
     if !cluster.invented.is_empty() {
         let all: Vec<String> = cluster.invented.iter().map(ToString::to_string).collect();

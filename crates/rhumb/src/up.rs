@@ -73,15 +73,18 @@ fn settle(args: &Up) -> Result<(Cluster, bool)> {
         Uid::effective().is_root(),
         "a cluster needs network namespaces and kernel rules, which belong to root: run `rhumb up` as root"
     );
-    if let Some(cluster) = Cluster::read(&args.which.data_dir, &args.which.name)? {
+    if let Some(mut cluster) = Cluster::read(&args.which.data_dir, &args.which.name)? {
         if processes::find(&cluster, "supervisor").is_some() {
             bail!(
                 "cluster {:?} is up already; `rhumb status` shows it and `rhumb down` ends it",
                 cluster.name
             );
         }
+        cluster.carry.change(args.carry);
+        cluster.carry.check()?;
         return Ok((cluster, false));
     }
+    args.carry.check()?;
     egress::check(args.egress, args.resolv_conf.as_deref())?;
     let mut cluster = plan(args, &routed_ranges(), &Cluster::all(&args.which.data_dir))?;
     if args.egress {
@@ -140,6 +143,8 @@ fn plan(args: &Up, routed: &[Ipv4Net], others: &[Cluster]) -> Result<Cluster> {
         registry_mirrors: args.registry_mirror.clone(),
         nodes: Vec::new(),
         egress: None,
+        carry: args.carry,
+        proxy: args.proxy.clone(),
     };
     for _ in 0..args.nodes {
         cluster.add_node(None)?;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Chain, Cluster, Step};
 use crate::decide::Packet;
-use crate::proxy::{FAMILIES, Fold, SetId, Settings, Snapshot};
+use crate::proxy::{FAMILIES, Fold, Mode, SetId, Settings, Snapshot, iptables};
 use crate::service::Protocol;
 
 /// An address and port where a Service answers.
@@ -121,18 +121,33 @@ fn text(fields: &[Field], bytes: &[u8]) -> String {
 }
 
 fn fold(cluster: &Cluster, settings: Settings) -> Fold {
-    let node = cluster.nodes.get(&api::Name::cluster(&settings.node)).map(Arc::clone);
+    let snapshot = snapshot(cluster, &settings);
     let mut fold = Fold::new(settings);
-    let (services, slices) = (cluster.services.clone(), cluster.slices.clone());
-    fold.catch_up(&Snapshot { services, slices, node, ..Snapshot::default() });
+    fold.catch_up(&snapshot);
     fold
 }
 
-/// The whole rule set of the node of `settings`, in nft's words, both families.
+/// The whole rule set of the node of `settings`, in its mode's words, both families.
 #[must_use]
 pub fn ruleset(cluster: &Cluster, settings: Settings) -> String {
-    let fold = fold(cluster, settings);
-    FAMILIES.map(|family| net::nft::render(&fold.table(family))).concat()
+    match settings.mode {
+        Mode::Nftables => {
+            let fold = fold(cluster, settings);
+            FAMILIES.map(|family| net::nft::render(&fold.table(family))).concat()
+        }
+        Mode::Iptables => {
+            let snapshot = snapshot(cluster, &settings);
+            let mut fold = iptables::Fold::new(settings);
+            fold.advance(&snapshot);
+            FAMILIES.map(|family| net::iptables::render(fold.rules(family))).concat()
+        }
+    }
+}
+
+fn snapshot(cluster: &Cluster, settings: &Settings) -> Snapshot {
+    let node = cluster.nodes.get(&api::Name::cluster(&settings.node)).map(Arc::clone);
+    let (services, slices) = (cluster.services.clone(), cluster.slices.clone());
+    Snapshot { services, slices, node, ..Snapshot::default() }
 }
 
 /// What the kernel of `node` should hold for a frontend.
