@@ -3,5 +3,7 @@ pub mod guard;
 pub mod kubelet;
 pub mod loadbalancer;
 pub mod podnet;
+pub mod portuse;
 pub mod proxy;
+mod sockets;
 pub mod stream;

@@ -16,6 +16,7 @@ pub mod objects;
 pub mod podfacts;
 pub mod podnet;
 pub mod pods;
+pub mod portuse;
 pub mod proxy;
 pub mod repair;
 pub mod scheduler;
