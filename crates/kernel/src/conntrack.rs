@@ -124,9 +124,8 @@ impl Conntrack {
         }
         builder.end();
         self.socket.send(builder.bytes())?;
-        let mut buffer = Vec::new();
-        while let Some(len) = self.socket.receive(&mut buffer)? {
-            for reply in replies(&buffer[..len]) {
+        while let Some(datagram) = self.socket.receive()? {
+            for reply in replies(datagram) {
                 match reply.error() {
                     None | Some(libc::ENOENT) => {}
                     Some(errno) => {

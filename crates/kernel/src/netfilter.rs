@@ -65,6 +65,8 @@ pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,
     send_bytes: usize,
+    /// For one datagram; kept, because making and clearing it costs more than a small answer.
+    buffer: Vec<u8>,
 }
 
 impl Socket {
@@ -78,7 +80,7 @@ impl Socket {
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BYTES)?;
         extend(&fd)?;
-        Ok(Self { fd, sequence: 0, send_bytes: 0 })
+        Ok(Self { fd, sequence: 0, send_bytes: 0, buffer: vec![0; DATAGRAM_BYTES] })
     }
 
     /// A sequence number that no pending answer has.
@@ -106,11 +108,10 @@ impl Socket {
     }
 
     /// The next datagram that is already there; `None` when there is none.
-    pub(crate) fn receive(&mut self, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
-        buffer.resize(DATAGRAM_BYTES, 0);
+    pub(crate) fn receive(&mut self) -> io::Result<Option<&[u8]>> {
         loop {
-            match recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(len) => return Ok(Some(len)),
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(len) => return Ok(self.buffer.get(..len)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(error) => return Err(error.into()),
@@ -128,12 +129,11 @@ impl Socket {
         mut each: impl FnMut(&Reply<'_>),
     ) -> Result<bool, NetfilterError> {
         self.send(request)?;
-        let mut buffer = Vec::new();
         let mut whole = true;
         loop {
-            let len = self.receive(&mut buffer)?;
-            let len = len.ok_or(NetfilterError::Answer("a dump has no end"))?;
-            for reply in replies(&buffer[..len]) {
+            let datagram = self.receive()?;
+            let datagram = datagram.ok_or(NetfilterError::Answer("a dump has no end"))?;
+            for reply in replies(datagram) {
                 if reply.sequence != sequence {
                     continue;
                 }
@@ -151,8 +151,12 @@ impl Socket {
 
     /// Throws away what an earlier, failed request left.
     pub(crate) fn drain(&mut self) {
-        let mut buffer = Vec::new();
-        while matches!(self.receive(&mut buffer), Ok(Some(_))) {}
+        // What does not fit into the buffer is thrown away as well.
+        let mut start = [0; 16];
+        while matches!(
+            recv(self.fd.as_raw_fd(), &mut start, MsgFlags::MSG_DONTWAIT),
+            Ok(_) | Err(Errno::EINTR)
+        ) {}
     }
 }
 

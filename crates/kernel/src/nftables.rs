@@ -58,10 +58,9 @@ impl Nftables {
         let count = batch.last().wrapping_sub(first) + 2;
         self.socket.next_sequence(count);
         self.socket.send(batch.builder.bytes())?;
-        let mut buffer = Vec::new();
         let mut acknowledged = false;
-        while let Some(len) = self.socket.receive(&mut buffer)? {
-            for reply in replies(&buffer[..len]) {
+        while let Some(datagram) = self.socket.receive()? {
+            for reply in replies(datagram) {
                 let Some(errno) = reply.error() else { continue };
                 let action = if errno == 0 { String::new() } else { batch.action(reply.sequence) };
                 refused(errno, reply.detail(), &action)?;
@@ -82,9 +81,8 @@ impl Nftables {
         builder.begin(kind(msg::GET_GENERATION), wire::NLM_F_REQUEST, sequence, 0, 0);
         builder.end();
         self.socket.send(builder.bytes())?;
-        let mut buffer = Vec::new();
-        while let Some(len) = self.socket.receive(&mut buffer)? {
-            for reply in replies(&buffer[..len]) {
+        while let Some(datagram) = self.socket.receive()? {
+            for reply in replies(datagram) {
                 if let Some(errno) = reply.error() {
                     refused(errno, reply.detail(), "say the generation")?;
                 }
