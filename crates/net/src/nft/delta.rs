@@ -3,6 +3,7 @@
 //! A packet looks up one map to learn how many endpoints there are and another to get one of them. So elements come
 //! before what makes them reachable, or with it, and go in a later transaction than what made them unreachable.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::{Elements, Key, Op, Value};
@@ -41,21 +42,27 @@ impl SetChange {
 /// The changes that make `old` into `new`, in the order of their keys.
 #[must_use]
 pub fn replace_elements(set: &Arc<str>, old: &Elements, new: &Elements) -> Vec<SetChange> {
-    let gone = old.iter().filter(|(key, _)| !new.contains_key(*key)).map(|(key, value)| {
-        SetChange { set: Arc::clone(set), key: key.clone(), old: Some(value.clone()), new: None }
-    });
-    let mut changes: Vec<SetChange> = gone.collect();
-    for (key, value) in new {
-        let before = old.get(key);
-        if before != Some(value) {
+    let (mut olds, mut news) = (old.iter().peekable(), new.iter().peekable());
+    let mut changes = Vec::new();
+    // Both are in the order of their keys: one walk along both.
+    loop {
+        let order = match (olds.peek(), news.peek()) {
+            (None, None) => return changes,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+        };
+        let before = if order == Ordering::Greater { None } else { olds.next() };
+        let after = if order == Ordering::Less { None } else { news.next() };
+        let Some((key, _)) = before.or(after) else { return changes };
+        let (before, after) = (before.map(|(_, value)| value), after.map(|(_, value)| value));
+        if before != after {
             changes.push(SetChange {
                 set: Arc::clone(set),
                 key: key.clone(),
                 old: before.cloned(),
-                new: Some(value.clone()),
+                new: after.cloned(),
             });
         }
     }
-    changes.sort_by(|a, b| a.key.cmp(&b.key));
-    changes
 }

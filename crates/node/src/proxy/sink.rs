@@ -247,3 +247,41 @@ impl Sink {
 fn transaction(table: &Table, ops: Vec<Op>) -> Transaction {
     Transaction { family: table.family, table: Arc::clone(&table.name), ops }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::ops::RangeInclusive;
+
+    use kernel::netns;
+    use net::nft::{Fields, Value};
+
+    use super::*;
+
+    fn table(hosts: RangeInclusive<u8>) -> Table {
+        let mut table = Table::new(Family::Ip, TABLE);
+        let set: Arc<str> = SetId::ClusterIps.name().into();
+        let address = |host| IpAddr::from(Ipv4Addr::new(10, 96, 0, host));
+        let elements = hosts.map(|host| (Fields::new().address(address(host)).key(), Value::None));
+        table.sets.insert(Arc::clone(&set), SetId::ClusterIps.set(Family::Ip));
+        table.elements.insert(set, elements.collect());
+        table
+    }
+
+    #[test]
+    fn a_large_set_is_replaced_without_reading_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("netns");
+        netns::create(&path).unwrap();
+        netns::within(&path, || {
+            let (before, after) = (table(1..=9), table(5..=20));
+            for table in [&before, &after] {
+                let mut sink = Sink { read_back_max: 4, ..Sink::open().unwrap() };
+                sink.replace(std::slice::from_ref(table)).unwrap();
+                assert!(!sink.differs(table).unwrap());
+            }
+        })
+        .unwrap();
+        netns::delete(&path).unwrap();
+    }
+}
