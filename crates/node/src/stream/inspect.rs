@@ -50,7 +50,10 @@ fn proxy(query: &Query) -> Response<Body> {
     let frontend = Frontend { address: SocketAddr::new(address, port), protocol };
     match held(frontend) {
         Ok(Some(held)) => json(&held),
-        Ok(None) => plain(StatusCode::NOT_FOUND, "the kernel has no table rhumb_proxy"),
+        Ok(None) => plain(
+            StatusCode::NOT_FOUND,
+            "the kernel has no table rhumb_proxy: Services are not carried by nftables here",
+        ),
         Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }

@@ -27,6 +27,14 @@ pub(crate) trait Mode: Sync {
 
     /// Ways to harm what it has put into the kernel, as shell commands.
     fn harms(&self) -> &'static [&'static str];
+
+    /// A command that shows what it has put into the kernel, and a word that is in it then.
+    fn trace(&self) -> (&'static str, &'static str);
+
+    /// A program for rules of others beside its own.
+    fn iptables(&self) -> &'static str {
+        "iptables-nft"
+    }
 }
 
 /// A data plane that runs on a node. Dropped, its agent is dead; what it put into the kernel stays.
@@ -62,6 +70,10 @@ impl Mode for Nft {
             "nft flush ruleset",
         ]
     }
+
+    fn trace(&self) -> (&'static str, &'static str) {
+        ("nft list tables", "rhumb_proxy")
+    }
 }
 
 /// iptables' programs, with upstream's chains.
@@ -89,7 +101,6 @@ impl Mode for Iptables {
                 "iptables-legacy -t nat -I KUBE-SERVICES -d 10.96.0.10 -j RETURN",
                 "iptables-legacy -F KUBE-SERVICES",
                 "ip6tables-legacy -t mangle -X KUBE-PROXY-CANARY",
-                "iptables-legacy -I OUTPUT -m comment --comment foreign -j ACCEPT",
             ],
             IptablesBackend::Auto | IptablesBackend::Nft => &[
                 "iptables-nft -t nat -F",
@@ -101,6 +112,20 @@ impl Mode for Iptables {
                 "nft delete table ip nat",
                 "nft flush ruleset",
             ],
+        }
+    }
+
+    fn trace(&self) -> (&'static str, &'static str) {
+        match self.0 {
+            IptablesBackend::Legacy => ("iptables-legacy-save", "KUBE-"),
+            IptablesBackend::Auto | IptablesBackend::Nft => ("iptables-nft-save", "KUBE-"),
+        }
+    }
+
+    fn iptables(&self) -> &'static str {
+        match self.0 {
+            IptablesBackend::Legacy => "iptables-legacy",
+            IptablesBackend::Auto | IptablesBackend::Nft => "iptables-nft",
         }
     }
 }
@@ -121,13 +146,15 @@ struct Plane {
 impl DataPlane for Plane {
     fn apply(&mut self, snapshot: &Snapshot) {
         // A change, what it left over, and a look whether anybody meddled.
-        for _ in 0..3 {
+        for round in 0..3 {
+            if round == 1 {
+                self.proxy.distrust();
+            }
             let plan = self.proxy.plan(snapshot, &());
             self.runtime.block_on(self.proxy.apply(&(), plan)).unwrap_or_else(|error| {
                 let cause = std::error::Error::source(&error);
                 panic!("{error}: {:?}", cause.map(|cause| (cause.to_string(), cause.source())))
             });
-            self.proxy.distrust();
         }
     }
 }

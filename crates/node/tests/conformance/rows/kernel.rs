@@ -9,11 +9,12 @@ use plan::proxy::FAMILIES;
 use plan::service::Protocol;
 
 use super::{Row, missing, row};
+use crate::mode::MODES;
 use crate::objects::{cluster, service};
 use crate::traffic::{Asker, Reply};
 use crate::world::{PROTOCOLS, World, source};
 
-pub(super) const ROWS: [Row; 8] = [
+pub(super) const ROWS: [Row; 10] = [
     row("INVALID packets", "`nf_conntrack_tcp_be_liberal` is set", be_liberal),
     row(
         "conntrack sysctls",
@@ -21,10 +22,12 @@ pub(super) const ROWS: [Row; 8] = [
         conntrack,
     ),
     row("Foreign rules", "other tables stay as they are", foreign),
+    row("Foreign rules", "rules of others in iptables' tables stay as they are", foreign_iptables),
     row("Foreign rules", "a table that somebody changed is repaired", repair),
     row("Updates", "no connection is lost while endpoints come and go", scaling),
     row("Agent", "forwarding goes on while the agent is dead", dead),
     row("Agent", "no connection is lost when it comes back", restart),
+    row("Mode change", "no connection is lost, and nothing of the other mode stays", mode_change),
     missing(
         "Protocols",
         "SCTP with packets (the kernel under test has no SCTP sockets; its rules are tested as data)",
@@ -92,6 +95,67 @@ fn repair(world: &mut World) {
         }
         world.network.podnet_rules("n1");
     }
+}
+
+fn foreign_iptables(world: &mut World) {
+    let program = world.mode.iptables();
+    let rules = [
+        "-t mangle -N FOREIGN",
+        "-t mangle -A FOREIGN -s 192.0.2.7/32 -j RETURN",
+        "-t mangle -A PREROUTING -j FOREIGN",
+        "-A FORWARD -s 192.0.2.7/32 -j DROP",
+    ];
+    for rule in rules {
+        world.on_node("n1", &format!("{program} {rule}"));
+    }
+    let shown = |world: &World| {
+        let text = world.on_node("n1", &format!("{program}-save"));
+        let ours =
+            text.lines().filter(|line| line.contains("FOREIGN") || line.contains("192.0.2.7"));
+        ours.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = shown(world);
+    assert_eq!(before.len(), 4, "{before:?}");
+    world.apply(&[service(10, &["a"]).node_port(30080)]);
+    world.restart();
+    for harm in world.mode.harms().iter().filter(|harm| !harm.contains("ruleset")) {
+        world.on_node("n1", harm);
+        world.settle();
+    }
+    world.apply(&[]);
+    assert_eq!(shown(world), before);
+    world.on_node("n1", &format!("{program} -D FORWARD -s 192.0.2.7/32 -j DROP"));
+    world.on_node("n1", &format!("{program} -t mangle -F PREROUTING"));
+}
+
+fn mode_change(world: &mut World) {
+    let own = world.mode;
+    world.apply(&[service(10, &["a", "c"]).node_port(30080).sticky(600), service(11, &[])]);
+    let all = FAMILIES.map(|family| (family, cluster(family, 10, Protocol::Tcp)));
+    let mut talks = all.map(|(family, to)| {
+        Asker { netns: &world.path("b"), source: source("b", family) }.connect(to)
+    });
+    let load = Load::start(world, "b");
+    for other in MODES.into_iter().filter(|other| other.name() != own.name()) {
+        for mode in [other, own] {
+            let (command, word) = world.mode.trace();
+            world.mode = mode;
+            world.restart();
+            let left = world.on_node("n1", command);
+            assert!(!left.contains(word), "{} left {left}", mode.name());
+            let (command, word) = mode.trace();
+            assert!(world.on_node("n1", command).contains(word));
+            for talk in &mut talks {
+                assert!(!talk.say().is_empty(), "a connection broke");
+            }
+            for protocol in PROTOCOLS {
+                for number in [10, 11, 12] {
+                    world.agree("b", protocol, cluster(FAMILIES[0], number, protocol));
+                }
+            }
+        }
+    }
+    load.stop();
 }
 
 /// Connects without pause until stopped.
