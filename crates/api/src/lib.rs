@@ -14,7 +14,7 @@ mod name;
 pub mod openapi;
 pub mod patch;
 pub mod protobuf;
-mod qos;
+pub mod qos;
 pub mod quantity;
 pub mod resource;
 pub mod schema;

@@ -6,7 +6,7 @@ use crate::quantity;
 
 /// `Guaranteed`, `Burstable` or `BestEffort` for a pod's spec.
 #[must_use]
-pub(crate) fn class(spec: &Value) -> &'static str {
+pub fn class(spec: &Value) -> &'static str {
     let lists =
         ["containers", "initContainers"].into_iter().filter_map(|list| spec[list].as_array());
     let containers: Vec<&Value> = lists.flatten().collect();

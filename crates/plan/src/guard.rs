@@ -11,7 +11,6 @@ use api::discovery::{Endpoint, EndpointSlice};
 use api::{Kind, Name, Objects};
 
 use crate::endpointslice::services_of;
-use crate::podfacts;
 
 /// The annotation of pods: `off`, or the longest wait such as `2s` or `500ms`.
 pub const ANNOTATION: &str = "rhumb.dev/rollout-guard";
@@ -59,9 +58,6 @@ fn duration(text: &str) -> Option<Duration> {
 /// The Services that send connections to `pod` while it is ready, and to others when it is not.
 #[must_use]
 pub fn services(services: &Objects<Service>, pod: &Pod) -> Vec<Name> {
-    if podfacts::addresses(pod).next().is_none() {
-        return Vec::new();
-    }
     let follows_readiness = |name: &Name| {
         let spec = services.get(name).and_then(|service| service.spec.as_ref());
         spec.is_some_and(|spec| spec.publish_not_ready_addresses != Some(true))

@@ -38,7 +38,7 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, nodePort: 30080}
 apiVersion: v1
 kind: Pod
 metadata: {name: inside, labels: {app: inside}}
-spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: 'tools:latest', imagePullPolicy: IfNotPresent}]}
+spec: {nodeName: n1, terminationGracePeriodSeconds: 0, containers: [{name: c, image: 'tools:latest', imagePullPolicy: IfNotPresent}]}
 ";
 /// Each place asks at least so often in all.
 const REQUESTS: u64 = 3_400;
@@ -113,6 +113,14 @@ fn rolling_updates_and_deletions_lose_nothing() -> Result<()> {
         told(&lab, "ConnectionsNotStopped")? == 0,
         "a pod ended although somebody could connect"
     );
+
+    let path =
+        "-o=jsonpath={.items[*].status.conditions[?(@.type==\"rhumb.dev/Reachable\")].status}";
+    lab.eventually("every node is known to reach every pod", || {
+        let reached = lab.kubectl(&["get", "pods", "-l", "app=web", path])?;
+        ensure!(reached.split(' ').collect::<Vec<_>>() == ["True"; 10], "{reached}");
+        Ok(())
+    })?;
 
     // One pod alone: its successor takes over before it ends.
     lab.kubectl(&["scale", "deployment/web", "--replicas=1"])?;

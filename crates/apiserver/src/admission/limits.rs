@@ -52,6 +52,7 @@ pub(super) fn fill(pod: &mut Value, ranges: &[Arc<Value>]) {
     if !notes.is_empty() {
         let note = format!("LimitRanger plugin set: {}", notes.join("; "));
         pod["metadata"]["annotations"][ANNOTATION] = note.into();
+        pod["status"]["qosClass"] = api::qos::class(&pod["spec"]).into();
     }
 }
 

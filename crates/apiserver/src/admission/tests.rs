@@ -73,6 +73,7 @@ fn limit_ranges_fill_and_say_so() {
         pod["spec"]["containers"][0]["resources"],
         json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "1", "memory": "1Gi"}})
     );
+    assert_eq!(pod["status"]["qosClass"], "Burstable", "the class of what it has now");
     assert_eq!(
         text(&pod["metadata"]["annotations"], "/kubernetes.io~1limit-ranger"),
         "LimitRanger plugin set: cpu request for container web; cpu, memory limit for container web"

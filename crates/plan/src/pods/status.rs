@@ -27,7 +27,7 @@ pub(super) fn compute(scene: &Scene<'_>, node: &NodeFacts) -> PodStatus {
         pod_ip: ips.first().cloned(),
         pod_ips: some(ips.into_iter().map(|ip| PodIP { ip }).collect()),
         start_time: start.or_else(|| scene.seen.start_time.map(Time)),
-        qos_class: Some(resources::qos_class(scene.spec).to_owned()),
+        qos_class: qos_class(scene),
         observed_generation: scene.pod.meta().generation,
         container_statuses: some(statuses(scene, &scene.spec.containers)),
         init_container_statuses: some(statuses(scene, scene.init_containers())),
@@ -52,6 +52,12 @@ pub(super) fn refine(scene: &Scene<'_>, status: &mut PodStatus) {
 
 fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
+}
+
+/// The class that the API server gave the pod, which never changes.
+fn qos_class(scene: &Scene<'_>) -> Option<String> {
+    let given = scene.pod.status.as_ref().and_then(|status| status.qos_class.clone());
+    given.or_else(|| Some(resources::qos_class(scene.spec).to_owned()))
 }
 
 fn decide_phase(scene: &Scene<'_>, status: &mut PodStatus) {
@@ -284,8 +290,14 @@ fn conditions(scene: &Scene<'_>, status: &PodStatus) -> Vec<PodCondition> {
 }
 
 /// Condition types that the kubelet writes.
-pub const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub const OWNED: [&str; 6] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    guard::REACHABLE,
+];
 
 /// When a condition took its present status: as before, unless the status changes now.
 fn transition(scene: &Scene<'_>, type_: &str, holds: &str) -> Time {
