@@ -36,6 +36,14 @@ impl Lab {
         Self::up_with(binary, images, None, &["--nodes", &nodes.to_string()])
     }
 
+    /// As [`Lab::up`], with flags of `rhumb up` instead of a number of nodes.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn up_flagged(binary: &str, images: &[&str], flags: &[&str]) -> Result<Self> {
+        Self::up_with(binary, images, None, flags)
+    }
+
     /// Brings a cluster up on a machine that is the network namespace at `host`, with more flags for `rhumb up`.
     ///
     /// # Errors
