@@ -276,7 +276,29 @@ fn choose(any: &Iptables) -> Result<Flavor, IptablesError> {
         }
         weights.push((marks > 0, rules, flavor));
     }
-    // The first one where both have as much.
+    Ok(heaviest(weights))
+}
+
+/// The first one where both have as much.
+fn heaviest(mut weights: Vec<(bool, usize, Flavor)>) -> Flavor {
     weights.sort_by_key(|(marked, rules, flavor)| (!marked, std::cmp::Reverse(*rules), *flavor));
-    Ok(weights.first().map_or(Flavor::Nft, |(.., flavor)| *flavor))
+    weights.first().map_or(Flavor::Nft, |(.., flavor)| *flavor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_with_upstreams_chains_is_chosen_and_then_the_one_with_more_rules() {
+        let of = |nft: (bool, usize), legacy: (bool, usize)| {
+            heaviest(vec![(nft.0, nft.1, Flavor::Nft), (legacy.0, legacy.1, Flavor::Legacy)])
+        };
+        assert_eq!(of((false, 0), (false, 0)), Flavor::Nft);
+        assert_eq!(of((false, 9), (true, 1)), Flavor::Legacy);
+        assert_eq!(of((true, 1), (false, 9)), Flavor::Nft);
+        assert_eq!(of((false, 3), (false, 4)), Flavor::Legacy);
+        assert_eq!(of((true, 3), (true, 3)), Flavor::Nft);
+        assert_eq!(heaviest(Vec::new()), Flavor::Nft);
+    }
 }
