@@ -104,7 +104,7 @@ def measure(services, ways, program):
         ratios = {name: [value / base for value, base in zip(values, found["direct"])] for name, values in found.items()}
         own = ratios.pop("rhumb")
         ratios.pop("direct")
-        row(f"{services:,} Services: {what}", own, "×", target, 2, **{name.replace("-", "_"): values for name, values in ratios.items()})
+        row(f"{services:,} Services: {what}", own, "×", target, 2, **ratios)
     row(f"{services:,} Services: TCP connect p50", latency["rhumb"], "µs", "-", 1, direct=latency["direct"])
     row(f"{services:,} Services: new connections, {CLIENTS} clients", rate["rhumb"], "/s", "-", 0, direct=rate["direct"])
     row(f"{services:,} Services: throughput of one connection", bulk["rhumb"], "MB/s", "-", 0, direct=bulk["direct"])

@@ -44,7 +44,7 @@ def row(what, values, unit, target, digits=3, **peers):
     own = statistics.median(values)
     peers = {name.replace("_", " "): found for name, found in peers.items() if found}
     beside = ", ".join(f"{name} {spread(found, digits)}" for name, found in peers.items())
-    ratios = ", ".join(f"{own / statistics.median(found):.2f} × {name}" for name, found in peers.items() if statistics.median(found))
+    ratios = ", ".join(f"{own / statistics.median(found):.2g} × {name}" for name, found in peers.items() if statistics.median(found))
     verdict = f"{target}: missed" if missed(own, target) else target
     ROWS.append((what, len(values), f"{spread(values, digits)} {unit}", verdict, beside or "-", ratios or "-"))
     print(f"{what}: {spread(values, digits)} {unit}, target {verdict}; {beside or 'no peer'}", flush=True)

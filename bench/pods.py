@@ -194,7 +194,7 @@ def bench_rolling(rhumb):
         loads = {name: subprocess.Popen([*inside, program, "requests", at, "4", "5"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
                  for name, (inside, at) in sources.items()}
         begun, rolls = time.monotonic(), 0
-        while time.monotonic() - begun < 40 or rolls < 5:
+        while time.monotonic() - begun < 60 or rolls < 5:
             time.sleep(1.1)  # kubectl restarts once a second at most
             cluster.kubectl("rollout", "restart", "deployment/web")
             cluster.kubectl("rollout", "status", "deployment/web", "--timeout=120s")

@@ -45,10 +45,6 @@ def peer(name, services, endpoints):
         return loaded, statistics.median(changes) * 1000
 
 
-def label(name):
-    return name.replace("-", "_").replace(" ", "_")
-
-
 def bench_proxy(rhumb):
     """Objects in memory until the kernel has everything, one changed endpoint, takeover after a restart, memory."""
     program = tool(rhumb, "bench_proxy")
@@ -64,8 +60,8 @@ def bench_proxy(rhumb):
         if late:
             print(f"more than {PATIENCE} s, ended: {', '.join(late)}")
         what = f"{services:,} Services × {endpoints}"
-        loaded = {label(name): [found[0] for found in several] for name, several in others.items()}
-        changed = {label(name): [found[1] for found in several] for name, several in others.items()}
+        loaded = {name: [found[0] for found in several] for name, several in others.items()}
+        changed = {name: [found[1] for found in several] for name, several in others.items()}
         target = {10_000: "≤ 0.15", 5000: "≤ 2"}.get(services, "-")
         row(f"{what}: plan and load everything", [found["load"] for found in own], "s", target, 4, **loaded)
         row(f"{what}: of that, CPU time", [found["load_cpu"] for found in own], "s", "-", 4)

@@ -33,11 +33,11 @@ PAGE = lab.ROOT / "docs/benchmarks.md"
 def write(name, text):
     """Puts an area's table between its marks in the documentation."""
     page = PAGE.read_text(encoding="utf-8")
-    begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     if begin not in page or end not in page:
         sys.exit(f"{PAGE} has no place for {name}")
     before, rest = page.split(begin, 1)
-    PAGE.write_text(before + begin + text + end + rest.split(end, 1)[1], encoding="utf-8")
+    PAGE.write_text(before + begin + text + "\n" + end + rest.split(end, 1)[1], encoding="utf-8")
 
 
 def main():
