@@ -87,6 +87,11 @@ pub fn holders(ports: &BTreeSet<u16>) -> BTreeSet<Holder> {
         return BTreeSet::new();
     }
     let owners = sockets::owners(&found.iter().map(|socket| socket.inode).collect());
+    // A socket that nobody has may have been closed while its owner was looked for; one that stays is the kernel's.
+    if found.iter().any(|socket| !owners.contains_key(&socket.inode)) {
+        let still = sockets::listening();
+        found.retain(|socket| owners.contains_key(&socket.inode) || still.contains(socket));
+    }
     let holder = |socket: sockets::Socket| {
         let process = owners.get(&socket.inode).cloned();
         Some(Holder {
