@@ -11,7 +11,9 @@ use api::Kind;
 use kernel::netns;
 use net::nft::Family;
 use node::proxy::Health;
+use plan::action::Action;
 use plan::decide::{Decision, Packet, State, Verdict, decide};
+use plan::portuse;
 use plan::proxy::{Settings, Snapshot};
 use plan::service::Protocol;
 use tokio_util::sync::CancellationToken;
@@ -146,6 +148,28 @@ impl World {
         let output = netns::within(&self.network.path(node), run).unwrap();
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What a node tells of node ports that its own processes listen on: the events' and conditions' texts.
+    pub(crate) fn ports_in_use(&self, node: &'static str) -> Vec<String> {
+        let services = self.snapshot.services.clone();
+        let ports = portuse::node_ports(&services);
+        let holders = netns::within(&self.path(node), move || node::portuse::holders(&ports));
+        let object = node_object(node);
+        let snapshot = portuse::Snapshot {
+            services,
+            nodes: [(object.object_name(), Arc::new(object))].into_iter().collect(),
+            holders: holders.unwrap(),
+            now: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let settings = Settings { node: node.to_owned(), ..self.settings.clone() };
+        let actions = portuse::plan(&snapshot, &settings).actions.into_iter();
+        let text = |action| match action {
+            Action::Event(notice) => notice.message,
+            Action::Patch { patch, .. } => patch.to_string(),
+            other => panic!("{other:?}"),
+        };
+        actions.map(text).collect()
     }
 
     pub(crate) fn path(&self, place: &str) -> PathBuf {

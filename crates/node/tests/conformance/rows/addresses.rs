@@ -1,14 +1,16 @@
 //! At which addresses a Service answers, and to whom.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
 
+use kernel::netns;
 use net::nft::Family;
 use plan::decide::Verdict;
 use plan::proxy::{FAMILIES, NodePortAddresses};
 use plan::service::Protocol;
 use serde_json::json;
 
-use super::{Row, missing, row};
+use super::{Row, row};
 use crate::objects::{balancer_ip, cluster, cluster_ip, external_ip, port, service};
 use crate::topology::{node_ip, node_second, on_link};
 use crate::traffic::{Asker, Reply, serve_at};
@@ -27,7 +29,7 @@ pub(super) const ROWS: [Row; 14] = [
         "`localhost`: 127.0.0.1, for clients on the node (IPv4 only)",
         localhost,
     ),
-    missing("Port already used by a host process", "an Event and a condition say so"),
+    row("Port already used by a host process", "an Event and a condition say so", taken),
     row("externalIP / LB IP from inside", "pods and nodes go straight to the endpoints", inside),
     row(
         "externalIP / LB IP from inside",
@@ -115,6 +117,40 @@ fn localhost(world: &mut World) {
         let counts = asker.ask_often(protocol, to, 40);
         assert_eq!(counts.keys().collect::<Vec<_>>(), ["a", "e"], "{protocol:?}");
     }
+}
+
+fn taken(world: &mut World) {
+    world.apply(&[service(10, &["a", "e"]).node_port(30080)]);
+    let told = |world: &World, address: &str| -> Vec<String> {
+        // A child that is being started has our sockets until it runs its program: the last one may not be free yet.
+        free(world);
+        let address = SocketAddr::new(address.parse().unwrap(), 30080);
+        let listen = move || TcpListener::bind(address).unwrap();
+        let _listens = netns::within(&world.path("n2"), listen).unwrap();
+        world.ports_in_use("n2")
+    };
+    let process = format!("({})", std::process::id());
+    for address in ["0.0.0.0", "::", &node_ip(Family::Ip, "n2").to_string()] {
+        let [event, condition] = &told(world, address)[..] else { panic!("{address}") };
+        assert!(event.contains("on node n2: 30080/TCP is ") && event.contains(&process), "{event}");
+        assert!(condition.contains("NodePortsFree") && condition.contains(&process));
+    }
+    assert_eq!(told(world, "127.0.0.1"), [""; 0], "nothing is taken from it");
+    free(world);
+    assert_eq!(world.ports_in_use("n2"), [""; 0]);
+}
+
+/// Waits until nothing on the node listens on the node port.
+fn free(world: &World) {
+    let listens = || !node::portuse::holders(&[30080].into()).is_empty();
+    let is_free = || !netns::within(&world.path("n2"), listens).unwrap();
+    for _ in 0..500 {
+        if is_free() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the port never became free");
 }
 
 fn inside(world: &mut World) {
