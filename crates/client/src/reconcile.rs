@@ -224,7 +224,7 @@ pub async fn run<R: Reconcile>(
         () = shutdown.cancelled() => return,
         () = inputs.synced() => {}
     }
-    let mut timers: BTreeMap<R::Key, Instant> = BTreeMap::new();
+    let mut timers = Timers::default();
     let mut failures: BTreeMap<R::Key, u32> = BTreeMap::new();
     loop {
         let key = tokio::select! {
@@ -235,7 +235,7 @@ pub async fn run<R: Reconcile>(
         let plan = component.plan(&snapshot(), &key);
         let outcome = component.apply(&key, plan).await;
         if let Some(delay) = settle::<R>(&key, outcome, &mut failures) {
-            timers.insert(key, Instant::now() + delay);
+            timers.set(key, Instant::now() + delay);
         }
         if failures.is_empty() {
             inputs.tell();
@@ -270,26 +270,74 @@ fn settle<R: Reconcile>(
     }
 }
 
+/// When keys are to be planned again though nothing changes. Thousands of keys may wait, so the first is at hand.
+#[derive(Debug)]
+struct Timers<Key> {
+    at: BTreeMap<Key, Instant>,
+    order: BTreeSet<(Instant, Key)>,
+}
+
+impl<Key> Default for Timers<Key> {
+    fn default() -> Self {
+        Self { at: BTreeMap::new(), order: BTreeSet::new() }
+    }
+}
+
+impl<Key: Ord + Clone> Timers<Key> {
+    /// In place of the key's time before, if it had one.
+    fn set(&mut self, key: Key, at: Instant) {
+        self.remove(&key);
+        self.at.insert(key.clone(), at);
+        self.order.insert((at, key));
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some((key, at)) = self.at.remove_entry(key) {
+            self.order.remove(&(at, key));
+        }
+    }
+
+    fn first(&self) -> Option<&(Instant, Key)> {
+        self.order.first()
+    }
+}
+
 /// The next dirty key, or the next key whose time has come.
-async fn next_key<Key: Ord + Clone>(
-    dirty: &Dirty<Key>,
-    timers: &mut BTreeMap<Key, Instant>,
-) -> Key {
+async fn next_key<Key: Ord + Clone>(dirty: &Dirty<Key>, timers: &mut Timers<Key>) -> Key {
     loop {
         if let Some(key) = dirty.keys.lock().pop_first() {
             timers.remove(&key);
             return key;
         }
-        let first = timers.iter().min_by_key(|(_, at)| **at).map(|(key, at)| (key.clone(), *at));
-        match first {
-            Some((key, at)) if at <= Instant::now() => {
+        match timers.first().cloned() {
+            Some((at, key)) if at <= Instant::now() => {
                 timers.remove(&key);
                 return key;
             }
-            Some((_, at)) => {
+            Some((at, _)) => {
                 let _ = tokio::time::timeout_at(at, dirty.wake.notified()).await;
             }
             None => dirty.wake.notified().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_come_in_order_and_each_key_has_one() {
+        let (mut timers, start) = (Timers::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        for (key, seconds) in [("a", 3), ("b", 1), ("c", 2), ("b", 4)] {
+            timers.set(key, after(seconds));
+        }
+        let mut order = Vec::new();
+        while let Some((at, key)) = timers.first().copied() {
+            timers.remove(&key);
+            order.push((key, at));
+        }
+        assert_eq!(order, [("c", after(2)), ("a", after(3)), ("b", after(4))]);
     }
 }
