@@ -2,6 +2,7 @@
 //! Upstream: `pkg/kubelet/status/status_manager.go`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::Kind;
@@ -18,41 +19,62 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Fields that vanish from the status again and must be cleared by name.
 const CLEARED: [&str; 2] = ["reason", "message"];
 
-/// The status to report, numbered.
-type Wanted = (u64, Arc<Pod>, PodStatus);
+/// How long what another wrote over this node's report stays before it is set right: whoever takes the node for dead
+/// marks its pods, again and again until the node has spoken up itself.
+const CORRECTION: Duration = Duration::from_secs(1);
+
+/// The status to report.
+#[derive(Clone)]
+struct Wanted {
+    /// Counts the reports.
+    number: u64,
+    pod: Arc<Pod>,
+    status: PodStatus,
+    /// The API has another status than the one that was written.
+    corrects: bool,
+}
 
 /// The writer of one pod's status. Dropping it ends the writing after the present try.
 pub(super) struct Reporter {
     want: watch::Sender<Wanted>,
     done: watch::Receiver<u64>,
+    /// The revision of the last write.
+    revision: Arc<AtomicU64>,
 }
 
 impl Reporter {
     /// Starts the writer; `pod` is the object as first seen, with its status.
     pub(super) fn start(client: Client, pod: &Arc<Pod>) -> Self {
         let status = pod.status.clone().unwrap_or_default();
-        let (want, wanted) = watch::channel((0, Arc::clone(pod), status));
+        let first = Wanted { number: 0, pod: Arc::clone(pod), status, corrects: false };
+        let (want, wanted) = watch::channel(first);
         let (finished, done) = watch::channel(0);
-        tokio::spawn(write_all(client, wanted, finished));
-        Self { want, done }
+        let revision = Arc::new(AtomicU64::new(0));
+        tokio::spawn(write_all(client, wanted, finished, Arc::clone(&revision)));
+        Self { want, done, revision }
     }
 
-    /// Asks for `status` to be written, unless it is what was asked for last.
+    /// Asks for `status` to be written, unless it is what was asked for last and nobody has written over it since.
     pub(super) fn report(&self, pod: &Arc<Pod>, status: &PodStatus) {
-        self.want.send_if_modified(|(number, of, last)| {
-            let changed = last != status;
-            *of = Arc::clone(pod);
-            if changed {
-                last.clone_from(status);
-                *number += 1;
+        let newer = pod.revision() > self.revision.load(Ordering::Acquire);
+        let corrects = newer && pod.status.as_ref().is_some_and(|known| contradicts(known, status));
+        self.want.send_if_modified(|wanted| {
+            let changed = wanted.status != *status;
+            // One correction at a time.
+            let again = corrects && (wanted.pod.revision() != pod.revision() || !wanted.corrects);
+            wanted.pod = Arc::clone(pod);
+            if changed || again {
+                wanted.status.clone_from(status);
+                wanted.number += 1;
+                wanted.corrects = again && !changed;
             }
-            changed
+            changed || again
         });
     }
 
     /// Waits until everything asked for so far is written or refused for good; call it outside the worker's loop.
     pub(super) fn flushed(&self) -> impl Future<Output = ()> + Send + 'static {
-        let number = self.want.borrow().0;
+        let number = self.want.borrow().number;
         let mut done = self.done.clone();
         async move {
             let _ = done.wait_for(|done| *done >= number).await;
@@ -64,16 +86,25 @@ async fn write_all(
     client: Client,
     mut wanted: watch::Receiver<Wanted>,
     finished: watch::Sender<u64>,
+    revision: Arc<AtomicU64>,
 ) {
-    let mut written = wanted.borrow().1.status.clone().unwrap_or_default();
+    let mut written = wanted.borrow().pod.status.clone().unwrap_or_default();
     let mut wait = RETRY_MIN;
     while wanted.changed().await.is_ok() {
         loop {
-            let (number, pod, status) = wanted.borrow_and_update().clone();
+            let Wanted { number, pod, status, corrects } = wanted.borrow_and_update().clone();
+            if corrects {
+                match tokio::time::timeout(CORRECTION, wanted.changed()).await {
+                    Err(_elapsed) => {}
+                    Ok(Ok(())) => continue,
+                    Ok(Err(_gone)) => return,
+                }
+            }
             let patch = patch(&pod, &written, &status);
             let answer = client.patch_status::<Pod>(pod.namespace(), pod.name(), &patch).await;
             match answer {
-                Ok(_) => {
+                Ok(stored) => {
+                    revision.store(stored.revision(), Ordering::Release);
                     written = status;
                     wait = RETRY_MIN;
                 }
@@ -92,6 +123,15 @@ async fn write_all(
             break;
         }
     }
+}
+
+/// Whether the API's status has another verdict on a condition that this node decides.
+fn contradicts(known: &PodStatus, status: &PodStatus) -> bool {
+    let verdict = |status: &PodStatus, type_: &str| {
+        let mut all = status.conditions.iter().flatten();
+        all.find(|condition| condition.type_ == type_).map(|condition| condition.status.clone())
+    };
+    plan::pods::OWNED_CONDITIONS.iter().any(|type_| verdict(known, type_) != verdict(status, type_))
 }
 
 fn complain(pod: &Pod, error: &client::Error) {
@@ -155,6 +195,20 @@ mod tests {
             reason: reason.map(ToOwned::to_owned),
             ..PodCondition::default()
         }
+    }
+
+    #[test]
+    fn only_verdicts_that_are_the_node_s_are_contradicted() {
+        let status = |type_: &str, holds: &str| PodStatus {
+            conditions: Some(vec![PodCondition {
+                status: holds.to_owned(),
+                ..condition(type_, None)
+            }]),
+            ..PodStatus::default()
+        };
+        assert!(contradicts(&status("Ready", "False"), &status("Ready", "True")));
+        assert!(!contradicts(&status("Ready", "True"), &status("Ready", "True")));
+        assert!(!contradicts(&status("example.com/gate", "False"), &PodStatus::default()));
     }
 
     #[test]
