@@ -188,7 +188,7 @@ pub async fn run(
             keys.insert(());
         })
         .on(&node, |_, keys| keys.extend([()]));
-    let of_node = config.settings.clone();
+    let asks_addresses = !config.settings.node_port_addresses.is_empty();
     let name = config.settings.node;
     let snapshot = move || {
         health.syncing();
@@ -200,7 +200,7 @@ pub async fn run(
             services: services.view().objects.clone(),
             slices: slices.view().objects.clone(),
             node,
-            addresses: addresses(&of_node),
+            addresses: if asks_addresses { addresses() } else { BTreeSet::new() },
             dirty,
         }
     };
@@ -208,12 +208,8 @@ pub async fn run(
     Ok(())
 }
 
-/// The addresses of this node, where node ports answer on more than the primary ones. Read anew at every look: the
-/// proxy looks every few seconds.
-fn addresses(settings: &Settings) -> BTreeSet<IpAddr> {
-    if settings.node_port_addresses.is_empty() {
-        return BTreeSet::new();
-    }
+/// The addresses of this node. Read anew at every look: the proxy looks every few seconds.
+pub(crate) fn addresses() -> BTreeSet<IpAddr> {
     let links = nix::ifaddrs::getifaddrs().into_iter().flatten();
     let addresses = links.filter_map(|link| {
         let address = link.address?;

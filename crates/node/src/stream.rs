@@ -30,6 +30,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use plan::proxy::Settings;
 use runtime::Runtime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -66,6 +67,8 @@ pub struct Options {
     pub handle: KubeletHandle,
     /// Their containers.
     pub runtime: Runtime,
+    /// What the proxy of this node is told.
+    pub settings: Settings,
     /// How far this node's proxy and DNS are with the EndpointSlices.
     pub applied: Vec<Applied>,
     /// Requires and verifies a client certificate.
@@ -90,6 +93,7 @@ pub enum StreamError {
 struct Shared {
     handle: KubeletHandle,
     runtime: Runtime,
+    settings: Settings,
     applied: Vec<Applied>,
     shutdown: CancellationToken,
 }
@@ -103,8 +107,9 @@ pub async fn start(options: Options, shutdown: CancellationToken) -> Result<(), 
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| StreamError::Listen { address, source })?;
-    let Options { handle, runtime, applied, tls, .. } = options;
-    let shared = Arc::new(Shared { handle, runtime, applied, shutdown: shutdown.clone() });
+    let Options { handle, runtime, settings, applied, tls, .. } = options;
+    let shared =
+        Arc::new(Shared { handle, runtime, settings, applied, shutdown: shutdown.clone() });
     tokio::spawn(async move {
         let tls = TlsAcceptor::from(tls);
         tokio::select! {
@@ -247,7 +252,7 @@ fn respond(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
 async fn inspect(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
     let answer = tokio::task::spawn_blocking(move || {
         let query = Query::parse(request.uri().query().unwrap_or(""));
-        inspect::respond(&shared.handle, request.uri().path(), &query)
+        inspect::respond(&shared, request.uri().path(), &query)
     });
     let broken = |_| plain(StatusCode::INTERNAL_SERVER_ERROR, "the answer broke off");
     answer.await.unwrap_or_else(broken)

@@ -26,7 +26,7 @@ use api::core::{Event, Namespace, Node, Pod, Service};
 use api::discovery::EndpointSlice;
 use api::{Kind, Name, Objects};
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use ask::{AskError, From, PortRef, Question, To};
 pub use change::{Difference, Lost, Moved, difference};
@@ -38,6 +38,7 @@ pub use words::{Line, Tone};
 use crate::podfacts;
 use crate::podnet;
 use crate::proxy::Settings;
+use crate::service::NodeView;
 
 /// Who asks from outside without saying its address: a client of RFC 5737's range for examples.
 const SOMEBODY: [u8; 4] = [198, 51, 100, 1];
@@ -63,25 +64,47 @@ pub struct Cluster {
     pub service_cidrs: Vec<IpNet>,
     /// Addresses of pods; those of the nodes count as well.
     pub pod_cidrs: Vec<IpNet>,
-    /// Whether `spec.externalIPs` count (off by default: CVE-2020-8554).
-    pub external_ips: bool,
+    /// What the nodes' proxies are told, by node, where that is known; others have the defaults.
+    pub told: BTreeMap<String, Told>,
     /// Addresses that stand for ones which nobody has allocated yet.
     pub invented: BTreeSet<IpAddr>,
+}
+
+/// What a node alone knows of its proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// What it was told at start.
+    pub settings: Settings,
+    /// The addresses that the node has.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Cluster {
     /// The proxy's settings on a node.
     #[must_use]
     pub fn settings(&self, node: &str) -> Settings {
+        if let Some(told) = self.told.get(node) {
+            return told.settings.clone();
+        }
         let nodes = self.nodes.values().flat_map(|node| podnet::pod_cidrs(node));
         let pod_cidrs: BTreeSet<IpNet> = self.pod_cidrs.iter().copied().chain(nodes).collect();
         Settings {
             node: node.to_owned(),
             service_cidrs: self.service_cidrs.clone(),
             pod_cidrs: IpNet::aggregate(&pod_cidrs.into_iter().collect()),
-            external_ips: self.external_ips,
             ..Settings::default()
         }
+    }
+
+    /// The node as its proxy sees it.
+    pub(crate) fn node_view(&self, node: &str) -> NodeView {
+        let object = self.nodes.get(&Name::cluster(node)).map(AsRef::as_ref);
+        self.settings(node).node_view(object, &self.addresses(node))
+    }
+
+    /// The addresses that a node says it has.
+    fn addresses(&self, node: &str) -> BTreeSet<IpAddr> {
+        self.told.get(node).map(|told| told.addresses.clone()).unwrap_or_default()
     }
 
     /// The address as a person reads it.

@@ -20,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use api::core::Node;
 use ipnet::IpNet;
 use net::nft::Family;
+use serde::{Deserialize, Serialize};
 
 use crate::service::NodeView;
 
@@ -30,7 +31,7 @@ pub use stage::Stage;
 pub use views::{Touched, Views};
 
 /// How Services are carried (`--proxy-mode`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Mode {
     /// nftables through netlink.
     #[default]
@@ -51,7 +52,7 @@ impl Mode {
 }
 
 /// Which of iptables' two kinds is used (`--iptables-backend`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IptablesBackend {
     /// Where rules are already; `Nft` where there are none.
     #[default]
@@ -63,7 +64,7 @@ pub enum IptablesBackend {
 }
 
 /// What the proxy is told at start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// This node's name.
     pub node: String,
@@ -84,7 +85,7 @@ pub struct Settings {
 }
 
 /// Addresses of the node on which node ports answer. Source: KEP-3866, and upstream's `--nodeport-addresses`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodePortAddresses {
     /// The node's primary address of each family.
     Primary,

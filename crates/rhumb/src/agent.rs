@@ -15,6 +15,7 @@ use kernel::link::Netlink;
 use node::guard::Guard;
 use node::kubelet::{self, KubeletHandle};
 use node::{loadbalancer, podnet, portuse, proxy};
+use plan::proxy::Settings;
 use runtime::{ImageStore, Runtime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -106,7 +107,8 @@ async fn serve(args: Agent) -> Result<()> {
     let applied = Followed::default();
     let of_dns = (dns_ip, applied.dns.clone());
     let _dns = start_dns(&args, &client, &sources, of_dns, &shutdown).await?;
-    start_proxy(&args, &client, &sources, (&name, applied.proxy.clone()), &shutdown);
+    let settings = proxy_settings(&args, &name);
+    start_proxy(&client, &sources, (settings.clone(), applied.proxy.clone()), &shutdown);
     let speaker = loadbalancer::Sources {
         services: sources.services.clone(),
         slices: sources.slices.clone(),
@@ -116,7 +118,7 @@ async fn serve(args: Agent) -> Result<()> {
 
     let handle = KubeletHandle::new();
     let runtime = open_runtime(&args, &name).await?;
-    start_streams(&args, &handle, &runtime, applied.all(), &shutdown).await?;
+    start_streams(&args, &handle, &runtime, (settings, applied.all()), &shutdown).await?;
     let of_guard = node::guard::Sources {
         services: sources.services.clone(),
         slices: sources.slices.clone(),
@@ -189,7 +191,7 @@ async fn start_streams(
     args: &Agent,
     handle: &KubeletHandle,
     runtime: &Runtime,
-    applied: Vec<Applied>,
+    (settings, applied): (Settings, Vec<Applied>),
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let Some(tls) = crate::tls::kubelet(args)? else {
@@ -201,7 +203,7 @@ async fn start_streams(
     };
     let address = SocketAddr::from(([0, 0, 0, 0], kubelet::PORT));
     let (handle, runtime) = (handle.clone(), runtime.clone());
-    let options = node::stream::Options { address, handle, runtime, applied, tls };
+    let options = node::stream::Options { address, handle, runtime, settings, applied, tls };
     Ok(node::stream::start(options, shutdown.clone()).await?)
 }
 
@@ -244,19 +246,21 @@ pub(crate) fn remove_pods(node_dir: &Path, images_dir: &Path) -> Result<()> {
     })
 }
 
-fn start_proxy(
-    args: &Agent,
-    client: &Client,
-    sources: &Sources,
-    (name, applied): (&str, Applied),
-    shutdown: &CancellationToken,
-) {
-    let settings = args.proxy.settle(args.carry.settle(plan::proxy::Settings {
+fn proxy_settings(args: &Agent, name: &str) -> Settings {
+    args.proxy.settle(args.carry.settle(Settings {
         node: name.to_owned(),
         service_cidrs: vec![IpNet::V4(args.service_cidr)],
         pod_cidrs: vec![IpNet::V4(args.pod_cidr)],
-        ..Default::default()
-    }));
+        ..Settings::default()
+    }))
+}
+
+fn start_proxy(
+    client: &Client,
+    sources: &Sources,
+    (settings, applied): (Settings, Applied),
+    shutdown: &CancellationToken,
+) {
     let (services, nodes) = (&sources.services, &sources.nodes);
     portuse::spawn(client, services, nodes, settings.clone(), shutdown.clone());
     let (client, shutdown) = (client.component("kube-proxy"), shutdown.clone());

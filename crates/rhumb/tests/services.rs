@@ -143,5 +143,12 @@ fn flagged(lab: &Lab) -> Result<()> {
     let outside = format!("http://{node}:30007/");
     let outside = lab.within("client", &["curl", "-sf", "-m", "2", &outside]);
     ensure!(outside.is_err(), "and nowhere else: {outside:?}");
+    let exposed = lab.rhumb(&["exposed"])?;
+    ensure!(!exposed.contains("30007"), "no node port answers from outside: {exposed}");
+    let told = lab.rhumb(&["explain", "pod/far", "svc/web:80"])?;
+    ensure!(
+        told.contains("source becomes the address of node n2"),
+        "what the proxy was told is known: {told}"
+    );
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! `GET /rhumb/v1/proxy` and `GET /rhumb/v1/listeners`: what only this node knows, for `rhumb explain`. Reads, never writes.
+//! `GET /rhumb/v1/settings`, `proxy` and `listeners`: what only this node knows, for `rhumb explain`. Reads, never writes.
 //!
-//! The first says what the kernel holds for one address and port of a Service, the second which sockets listen in a
+//! The first says what the proxy was told, the second what the kernel holds for one address and port of a Service, the third which sockets listen in a
 //! pod's network, or in the node's when no pod is named.
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,12 +10,12 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use kernel::nftables::Nftables;
 use net::nft::Family;
-use plan::explain::{Frontend, Held, Listener, kernel::SETS, kernel::share};
+use plan::explain::{Frontend, Held, Listener, Told, kernel::SETS, kernel::share};
 use plan::proxy::TABLE;
 use plan::service::Protocol;
 
 use super::query::Query;
-use super::{Body, boxed, plain};
+use super::{Body, Shared, boxed, plain};
 use crate::kubelet::KubeletHandle;
 use crate::sockets;
 
@@ -23,8 +23,12 @@ use crate::sockets;
 pub(super) const ROOT: &str = "/rhumb/v1/";
 
 /// Answers a question. Blocks while the kernel is asked.
-pub(super) fn respond(handle: &KubeletHandle, path: &str, query: &Query) -> Response<Body> {
+pub(super) fn respond(shared: &Shared, path: &str, query: &Query) -> Response<Body> {
+    let handle = &shared.handle;
     match path.strip_prefix(ROOT) {
+        Some("settings") => {
+            json(&Told { settings: shared.settings.clone(), addresses: crate::proxy::addresses() })
+        }
         Some("proxy") => proxy(query),
         Some("listeners") => listeners(handle, query),
         _ => plain(StatusCode::NOT_FOUND, "404 page not found"),

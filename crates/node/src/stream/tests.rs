@@ -394,8 +394,13 @@ async fn what_is_not_there_is_refused_in_upstreams_words() {
         runtime::Options::new(directory.path().join("r"), "rhumb-test".to_owned(), images);
     let runtime = Runtime::open(options).await.unwrap();
     let shutdown = CancellationToken::new();
-    let shared =
-        Arc::new(Shared { handle: KubeletHandle::new(), runtime, applied: Vec::new(), shutdown });
+    let shared = Arc::new(Shared {
+        handle: KubeletHandle::new(),
+        runtime,
+        settings: Settings::default(),
+        applied: Vec::new(),
+        shutdown,
+    });
     for (request, status, text) in [
         ("GET /healthz", "200", "ok"),
         ("GET /pods", "200", r#""items":[]"#),

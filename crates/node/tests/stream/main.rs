@@ -86,6 +86,7 @@ impl Client {
             address,
             handle: world.handle.clone(),
             runtime: world.runtime().clone(),
+            settings: plan::proxy::Settings::default(),
             applied: Vec::new(),
             tls: Arc::new(server),
         };

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Cluster;
 use crate::loadbalancer::{View, announcer, is_ours};
 use crate::service::{
-    Action, Frontend, FrontendKind, NodeView, Protocol, ServiceView, Surroundings, is_proxied, view,
+    Action, Frontend, FrontendKind, Protocol, ServiceView, Surroundings, is_proxied, view,
 };
 
 /// An address and port that is open to clients outside the cluster.
@@ -50,9 +50,8 @@ pub(super) fn external_addresses(service: &Service) -> (Vec<IpAddr>, Vec<IpAddr>
 
 /// A Service as one node sees it.
 pub(super) fn on_node(cluster: &Cluster, service: &Service, node: &str) -> ServiceView {
-    let object = cluster.nodes.get(&api::Name::cluster(node));
-    let node = NodeView::of(node, object.map(AsRef::as_ref));
-    let around = Surroundings { node: &node, external_ips: cluster.external_ips };
+    let (settings, node) = (cluster.settings(node), cluster.node_view(node));
+    let around = Surroundings { node: &node, external_ips: settings.external_ips };
     view(service, &cluster.slices_of(&service.object_name()), around)
 }
 
@@ -76,7 +75,10 @@ pub fn exposed(cluster: &Cluster) -> Vec<Exposure> {
             if let Some((port, ready)) = view.health {
                 add_health(cluster, &mut found, service, node, (port, ready));
             }
-            let outer = view.frontends.iter().filter(|at| at.kind != FrontendKind::ClusterIp);
+            let outer = view
+                .frontends
+                .iter()
+                .filter(|at| at.kind != FrontendKind::ClusterIp && !at.address.ip().is_loopback());
             for at in outer {
                 add(cluster, &mut found, service, node, at);
             }

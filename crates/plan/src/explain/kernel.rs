@@ -147,7 +147,8 @@ pub fn ruleset(cluster: &Cluster, settings: Settings) -> String {
 fn snapshot(cluster: &Cluster, settings: &Settings) -> Snapshot {
     let node = cluster.nodes.get(&api::Name::cluster(&settings.node)).map(Arc::clone);
     let (services, slices) = (cluster.services.clone(), cluster.slices.clone());
-    Snapshot { services, slices, node, ..Snapshot::default() }
+    let addresses = cluster.addresses(&settings.node);
+    Snapshot { services, slices, node, addresses, ..Snapshot::default() }
 }
 
 /// What the kernel of `node` should hold for a frontend.

@@ -161,7 +161,8 @@ impl Chain<'_> {
     ) -> Result<SocketAddr, End> {
         let name = service.object_name();
         let (balancers, external) = external_addresses(service);
-        let external = external.into_iter().filter(|_| self.cluster.external_ips);
+        let count = self.cluster.told.values().any(|told| told.settings.external_ips);
+        let external = external.into_iter().filter(|_| count);
         if let Some(address) = balancers.into_iter().chain(external).next() {
             return Ok(SocketAddr::new(address, number));
         }

@@ -131,7 +131,7 @@ impl Chain<'_> {
 
     /// What `node` does with the packet.
     fn judge(&mut self, node: &str, packet: &Packet, client: &Client) -> Result<End, End> {
-        let view = NodeView::of(node, self.cluster.nodes.get(&Name::cluster(node)).map(|n| &**n));
+        let view = self.cluster.node_view(node);
         let settings = self.cluster.settings(node);
         let state = State {
             services: &self.cluster.services,

@@ -1,22 +1,27 @@
 //! A cluster as an API server shows it, and what its nodes' agents add.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use api::core::Node;
 use api::networking::ServiceCIDR;
 use api::{Kind, Name, Objects};
 use clap::Args;
 use client::{Client, Kubeconfig, ListParams};
+use futures_util::future::join_all;
 use http::Method;
 use ipnet::IpNet;
-use plan::explain::{Cluster, Facts, Frontend, Wanted};
+use plan::explain::{Cluster, Facts, Frontend, Told, Wanted};
 use serde_json::Value;
 
 use crate::cluster::{Cluster as Lab, DATA};
 
 /// Agents asked at most about listening sockets: a Service of thousands of pods is told by a sample.
 const PODS_MAX: usize = 20;
+/// Agents asked at most about their settings; of the others the defaults are believed.
+const NODES_MAX: usize = 50;
 
 /// Which cluster to ask.
 #[derive(Clone, Debug, Args)]
@@ -71,11 +76,13 @@ impl Live {
         // Before Kubernetes 1.33 there are no ServiceCIDRs; then it is not known which addresses are Services'.
         let cidrs = cidrs.map(|list| list.items).unwrap_or_default();
         let cidrs = cidrs.into_iter().filter_map(|cidr| cidr.spec?.cidrs).flatten();
+        let nodes: Objects<Node> = nodes?;
         Ok(Cluster {
+            told: self.told(&nodes).await,
             services: services?,
             slices: slices?,
             pods: pods?,
-            nodes: nodes?,
+            nodes,
             namespaces: namespaces?,
             // They only say more of what probes answered; who may not read them is told the rest.
             events: events.unwrap_or_default(),
@@ -83,6 +90,15 @@ impl Live {
             service_cidrs: cidrs.filter_map(|text| text.parse::<IpNet>().ok()).collect(),
             ..Cluster::default()
         })
+    }
+
+    /// What the agents say that their proxies are told.
+    async fn told(&self, nodes: &Objects<Node>) -> BTreeMap<String, Told> {
+        let asked = nodes.keys().take(NODES_MAX).map(|node| async {
+            let told = self.ask(&node.name, "settings").await.ok()?;
+            Some((node.name.to_string(), told))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     async fn objects<K: Kind>(&self) -> Result<Objects<K>> {
