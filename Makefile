@@ -18,7 +18,8 @@ lint: ## formatting, clippy and documentation
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet
 
-bench: packages build ## figures of this machine, as docs/benchmarks.md explains them
+bench: packages ## figures of this machine, as docs/benchmarks.md explains them
+	cargo build --release --locked --package rhumb --package client --package node --bins --examples
 	bench/run.py --rhumb "$(CARGO_TARGET_DIR)/release/rhumb"
 
 build: ## the binary

@@ -31,8 +31,10 @@ def spread(values, digits):
 
 
 def missed(value, target):
-    """Whether a target of the form `≤ 1.5` or `≥ 3,700 …` is missed; others are for people to judge."""
-    found = re.match(r"(?:p99 )?([≤≥]) ([0-9.,]*[0-9])", target)
+    """Whether a target of the form `≤ 1.5`, `≥ 3,700` or `0 of …` is missed; others are for people to judge."""
+    if target.startswith("0 of"):
+        return value > 0
+    found = re.match(r"([≤≥]) ([0-9.,]*[0-9])", target)
     if not found:
         return False
     bound = float(found.group(2).replace(",", ""))
