@@ -26,6 +26,9 @@ use peers::Peers;
 /// [`plan::guard::passed_by`].
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// Connections that were under way when the last node confirmed get this long to be answered.
+const LINGER: Duration = Duration::from_millis(100);
+
 /// What the guard reads.
 #[derive(Clone, Debug)]
 pub struct Sources {
@@ -128,7 +131,9 @@ impl Guard {
         if services.is_empty() || budget.is_zero() {
             return None;
         }
-        Some(self.wait(&services, budget, Goal::Left(pod)).await)
+        let outcome = self.wait(&services, budget, Goal::Left(pod)).await;
+        tokio::time::sleep(LINGER.min(budget)).await;
+        Some(outcome)
     }
 
     /// Waits until all live nodes send connections to `pod`, for at most `budget`.

@@ -19,11 +19,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
+use api::Objects;
 use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
+use api::networking::ServiceCIDR;
 use client::{
     Applied, ApplyError, Client, Inputs, ListParams, Next, Reconcile, Recorder, Reflector,
 };
+use ipnet::IpNet;
 use parking_lot::Mutex;
 use plan::proxy::{Dirty, Settings, Snapshot};
 use tokio_util::sync::CancellationToken;
@@ -190,6 +193,11 @@ pub async fn run(
         .on(&node, |_, keys| keys.extend([()]));
     let asks_addresses = !config.settings.node_port_addresses.is_empty();
     let name = config.settings.node;
+    // Clusters before Kubernetes 1.33 have none: nobody waits for them.
+    let ranges: Reflector<ServiceCIDR> = Reflector::start(&client, ListParams::default());
+    let poke = inputs.poke();
+    ranges.listen(move |_| poke(()));
+    let told = config.settings.service_cidrs;
     let snapshot = move || {
         health.syncing();
         let dirty = Some(std::mem::take(&mut *dirty.lock()));
@@ -200,12 +208,19 @@ pub async fn run(
             services: services.view().objects.clone(),
             slices: slices.view().objects.clone(),
             node,
+            service_cidrs: service_cidrs(&told, &ranges.view().objects),
             addresses: if asks_addresses { addresses() } else { BTreeSet::new() },
             dirty,
         }
     };
     client::run(proxy, client, inputs, snapshot, shutdown).await;
     Ok(())
+}
+
+/// The ranges that the agent was told of, and those of all ServiceCIDRs.
+fn service_cidrs(told: &[IpNet], ranges: &Objects<ServiceCIDR>) -> Vec<IpNet> {
+    let added = ranges.values().flat_map(|range| plan::servicecidr::prefixes(range));
+    told.iter().copied().chain(added).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The addresses of this node. Read anew at every look: the proxy looks every few seconds.

@@ -84,7 +84,10 @@ impl Cluster {
     #[must_use]
     pub fn settings(&self, node: &str) -> Settings {
         if let Some(told) = self.told.get(node) {
-            return told.settings.clone();
+            let ranges = self.service_cidrs.iter().chain(&told.settings.service_cidrs);
+            let service_cidrs: BTreeSet<IpNet> = ranges.copied().collect();
+            let service_cidrs = service_cidrs.into_iter().collect();
+            return Settings { service_cidrs, ..told.settings.clone() };
         }
         let nodes = self.nodes.values().flat_map(|node| podnet::pod_cidrs(node));
         let pod_cidrs: BTreeSet<IpNet> = self.pod_cidrs.iter().copied().chain(nodes).collect();

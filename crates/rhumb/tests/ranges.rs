@@ -45,6 +45,13 @@ fn a_range_is_added_used_and_removed() -> Result<()> {
     for node in ["n1", "n2"] {
         lab.eventually("every node reaches it", || lab.within(node, &ask))?;
     }
+    let nobody =
+        ["curl", "-s", "-o", "/dev/null", "-m", "2", "-w", "%{exitcode}", "http://10.200.0.11/"];
+    lab.eventually("an address of the range that is nobody's is silent, not refused", || {
+        let ended = lab.within("n1", &["sh", "-c", &format!("{} || true", nobody.join(" "))])?;
+        ensure!(ended.trim() == "28", "curl ends with {ended}");
+        Ok(())
+    })?;
     let parent = lab.value("ipaddress/10.200.0.10", "{.spec.parentRef.name}")?;
     ensure!(parent == "web", "the address belongs to {parent:?}");
 

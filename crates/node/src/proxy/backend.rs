@@ -1,6 +1,7 @@
 //! The ways to make the kernel carry Services. What is the same for all of them (UDP flows, health checks, kernel
 //! settings, metrics) is done around them. Another way is one more of these.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -30,6 +31,15 @@ pub(super) struct Applied {
     pub(super) udp: bool,
     /// UDP frontends that the kernel had before: of this agent, or of one before it.
     pub(super) before: BTreeSet<SocketAddr>,
+}
+
+/// The snapshot without hints on what changed, for a fold that begins anew.
+pub(super) fn whole(snapshot: &Snapshot, anew: bool) -> Cow<'_, Snapshot> {
+    if anew {
+        Cow::Owned(Snapshot { dirty: None, ..snapshot.clone() })
+    } else {
+        Cow::Borrowed(snapshot)
+    }
 }
 
 /// One of the ways.

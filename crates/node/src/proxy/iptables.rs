@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use plan::proxy::iptables::{Change, Fold};
 use plan::proxy::{FAMILIES, Settings, Snapshot, Views};
 
-use super::backend::Applied;
+use super::backend::{Applied, whole};
 use super::sink::SinkError;
 use sink::Sink;
 
@@ -46,8 +46,10 @@ impl Iptables {
     }
 
     pub(super) fn plan(&self, snapshot: &Snapshot) -> Plan {
-        let change = self.fold.lock().advance(snapshot);
-        if self.sink.is_known() { Plan::Change(change) } else { Plan::Replace }
+        let mut fold = self.fold.lock();
+        let anew = fold.follow(snapshot);
+        let change = fold.advance(&whole(snapshot, anew));
+        if self.sink.is_known() && !anew { Plan::Change(change) } else { Plan::Replace }
     }
 
     pub(super) fn apply(&mut self, plan: Plan) -> Result<Applied, SinkError> {

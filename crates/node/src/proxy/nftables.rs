@@ -6,7 +6,7 @@ use net::nft::Table;
 use parking_lot::Mutex;
 use plan::proxy::{Change, FAMILIES, Fold, Settings, Snapshot, Views};
 
-use super::backend::Applied;
+use super::backend::{Applied, whole};
 use super::sink::{Sink, SinkError};
 
 /// How long elements stay that packets which are just being looked up may still need.
@@ -38,10 +38,11 @@ impl Nftables {
 
     pub(super) fn plan(&self, snapshot: &Snapshot) -> Plan {
         let mut fold = self.fold.lock();
-        if self.sink.is_known() {
+        let anew = fold.follow(snapshot);
+        if self.sink.is_known() && !anew {
             Plan::Change(fold.advance(snapshot))
         } else {
-            fold.catch_up(snapshot);
+            fold.catch_up(&whole(snapshot, anew));
             Plan::Replace(FAMILIES.iter().map(|family| fold.table(*family)).collect())
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
 use api::{Name, Objects};
+use ipnet::IpNet;
 use net::nft::{Chain, Family, Key, SetChange, Table, Value};
 
 use super::elements::{ChainId, Class, Lowered, SetId, lower};
@@ -26,6 +27,8 @@ pub struct Snapshot {
     pub node: Option<Arc<Node>>,
     /// The addresses that this node has; needed only where node ports answer on more than the primary ones.
     pub addresses: BTreeSet<IpAddr>,
+    /// Addresses that are Services' or nobody's, where that is known better than at start; see [`Fold::follow`].
+    pub service_cidrs: Vec<IpNet>,
     /// The objects that may differ from the snapshot before; `None` when that is not known.
     pub dirty: Option<Dirty>,
 }
@@ -134,6 +137,17 @@ impl Fold {
             shares: BTreeMap::new(),
             families: FAMILIES.into_iter().map(|family| (family, FamilyState::default())).collect(),
         }
+    }
+
+    /// Begins anew when the ranges of Services are others than before, which shape all rules; answers whether it did.
+    pub fn follow(&mut self, snapshot: &Snapshot) -> bool {
+        let ranges = &snapshot.service_cidrs;
+        let moved = !ranges.is_empty() && *ranges != self.settings().service_cidrs;
+        if moved {
+            let settings = self.settings().clone();
+            *self = Self::new(Settings { service_cidrs: ranges.clone(), ..settings });
+        }
+        moved
     }
 
     /// Takes a newer snapshot; answers what differs from the last one.

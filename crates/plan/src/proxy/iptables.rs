@@ -109,6 +109,17 @@ impl Fold {
         fold
     }
 
+    /// Begins anew when the ranges of Services are others than before, which shape all rules; answers whether it did.
+    pub fn follow(&mut self, snapshot: &Snapshot) -> bool {
+        let ranges = &snapshot.service_cidrs;
+        let moved = !ranges.is_empty() && *ranges != self.views.settings().service_cidrs;
+        if moved {
+            let settings = self.views.settings().clone();
+            *self = Self::new(Settings { service_cidrs: ranges.clone(), ..settings });
+        }
+        moved
+    }
+
     /// Takes a newer snapshot; answers what differs from the last one.
     pub fn advance(&mut self, snapshot: &Snapshot) -> Change {
         let addresses = self.views.node().addresses.clone();

@@ -41,6 +41,23 @@ pub(super) fn add(snapshot: &mut Snapshot, object: Value) {
 }
 
 #[test]
+fn a_range_that_is_added_makes_the_rules_of_a_fresh_plan() {
+    let mut snapshot = Snapshot::default();
+    let (mut nft, mut iptables) = (Fold::new(settings()), super::iptables::Fold::new(settings()));
+    nft.advance(&snapshot);
+    iptables.advance(&snapshot);
+    assert!(!nft.follow(&snapshot), "not known better");
+    snapshot.service_cidrs = settings().service_cidrs;
+    assert!(!nft.follow(&snapshot) && !iptables.follow(&snapshot), "as before");
+    snapshot.service_cidrs.push("10.200.0.0/24".parse().unwrap());
+    assert!(nft.follow(&snapshot) && iptables.follow(&snapshot));
+    let known = Settings { service_cidrs: snapshot.service_cidrs.clone(), ..settings() };
+    assert_eq!(nft.table(Family::Ip), Fold::new(known.clone()).table(Family::Ip));
+    let fresh = super::iptables::Fold::new(known);
+    assert_eq!(iptables.rules(Family::Ip), fresh.rules(Family::Ip));
+}
+
+#[test]
 fn cases_render_as_reviewed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/proxy");
     for case in fs::read_dir(folder).unwrap() {
