@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::Registry;
 use crate::auth::{self, User};
 use crate::lookup::{CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, PODS, ROLE_BINDINGS, ROLES, text};
+use services::Reservation;
 pub(crate) use services::Taken;
 
 /// What a request does to the object.
@@ -62,20 +63,21 @@ impl Request<'_> {
     }
 }
 
-/// Completes `new` and refuses what may not be. For deletions `new` is null.
+/// Completes `new` and refuses what may not be. For deletions `new` is null. What a Service was given is its own only while
+/// the reservation lives, or once it is stored.
 ///
 /// # Errors
 /// The Status that upstream answers.
-pub async fn admit(
-    registry: &Registry,
+pub(crate) async fn admit<'a>(
+    registry: &'a Registry,
     request: Request<'_>,
     new: &mut Value,
-) -> Result<(), StatusError> {
+) -> Result<Option<Reservation<'a>>, StatusError> {
     let cache = registry.cache();
     namespaces::admit(cache, &request, new)?;
     nodes::admit(cache, &request, new)?;
     if request.operation == Operation::Delete {
-        return Ok(());
+        return Ok(None);
     }
     if PODS.is(request.resource) && request.creates() {
         limits::complete(cache, &request, new)?;
@@ -91,11 +93,11 @@ pub async fn admit(
     }
     pods::admit_class(cache, &request, new)?;
     limits::check(cache, &request, new)?;
-    services::admit(registry, &request, new)?;
+    let reservation = services::admit(registry, &request, new)?;
     if request.creates() {
         quota::check(cache, &request, new)?;
     }
-    Ok(())
+    Ok(reservation)
 }
 
 /// 403 whose message stands alone.

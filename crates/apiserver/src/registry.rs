@@ -63,8 +63,6 @@ pub struct Registry {
     cache: Arc<Cache>,
     config: Config,
     store: Arc<dyn Store>,
-    /// Held while a Service's addresses and ports are chosen and committed, so that none is given twice.
-    allocation: tokio::sync::Mutex<()>,
     taken: crate::admission::Taken,
 }
 
@@ -75,13 +73,7 @@ impl Registry {
     /// When the store cannot be read.
     pub async fn open(config: Config, store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
         let cache = Arc::new(Cache::open(Arc::clone(&store)).await?);
-        Ok(Arc::new(Self {
-            cache,
-            config,
-            store,
-            allocation: tokio::sync::Mutex::new(()),
-            taken: crate::admission::Taken::default(),
-        }))
+        Ok(Arc::new(Self { cache, config, store, taken: crate::admission::Taken::default() }))
     }
 
     /// All objects in memory.
@@ -172,15 +164,6 @@ impl Registry {
             self.cache.wait_for(revision).await;
         }
         Ok(outcome)
-    }
-
-    /// The lock under which addresses are allocated, when the resource has any.
-    async fn allocation(&self, resource: &Resource) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        if resource.group.is_empty() && resource.plural == "services" {
-            Some(self.allocation.lock().await)
-        } else {
-            None
-        }
     }
 }
 

@@ -1,5 +1,6 @@
-//! ClusterIPs and node ports of Services, chosen by `plan::alloc` under the registry's lock.
+//! ClusterIPs and node ports of Services, chosen by `plan::alloc` and held until they are stored.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use api::StatusError;
@@ -13,12 +14,21 @@ use serde_json::Value;
 use super::{Operation, Request};
 use crate::Registry;
 use crate::cache::{ChangeKind, Changes};
-use crate::lookup::{IP_ADDRESSES, SERVICE_CIDRS, SERVICES, texts};
+use crate::lookup::{IP_ADDRESSES, SERVICE_CIDRS, SERVICES, text, texts};
 use crate::object::is_deleting;
 
-/// What the stored Services hold, brought up to date by their changes; made anew from them at any doubt.
+/// What the stored Services hold, brought up to date by their changes; made anew from them at any doubt. What is about to
+/// be stored is held as well, so that nobody waits for another's write.
 #[derive(Default)]
-pub(crate) struct Taken(Mutex<Option<Followed>>);
+pub(crate) struct Taken(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    followed: Option<Followed>,
+    /// Services that are about to be stored, by the number of their request.
+    pending: BTreeMap<u64, Value>,
+    number: u64,
+}
 
 struct Followed {
     services: Changes,
@@ -31,28 +41,68 @@ struct Followed {
 const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
 const ALLOCATOR: &str = "ipallocator.k8s.io";
 
-pub(super) fn admit(
-    registry: &Registry,
+/// What one request holds until its Service is stored; given back when it never is.
+pub(crate) struct Reservation<'a> {
+    registry: &'a Registry,
+    number: u64,
+}
+
+impl Reservation<'_> {
+    /// The Service is stored: from now on its changes say what it holds.
+    pub(crate) fn keep(self) {
+        self.registry.taken().0.lock().pending.remove(&self.number);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut state = self.registry.taken().0.lock();
+        let Some(service) = state.pending.remove(&self.number) else { return };
+        let State { followed: Some(followed), pending, .. } = &mut *state else { return };
+        followed.allocator.release(&service);
+        // Others of its name, stored or about to be, may hold the same.
+        let (namespace, name) =
+            (text(&service, "/metadata/namespace"), text(&service, "/metadata/name"));
+        if let Some(stored) = SERVICES.get(self.registry.cache(), namespace, name) {
+            followed.allocator.take(&stored);
+        }
+        pending.values().for_each(|other| followed.allocator.take(other));
+    }
+}
+
+pub(super) fn admit<'a>(
+    registry: &'a Registry,
     request: &Request<'_>,
     new: &mut Value,
-) -> Result<(), StatusError> {
+) -> Result<Option<Reservation<'a>>, StatusError> {
     if !SERVICES.is(request.resource)
         || request.operation == Operation::Delete
         || request.subresource.is_some()
     {
-        return Ok(());
+        return Ok(None);
     }
-    // The committed Services are all in the cache: the lock is held from here until the next one is.
-    let mut taken = registry.taken().0.lock();
-    let current = taken.take().and_then(follow);
-    let mut current = match current {
-        Some(current) => current,
+    let mut state = registry.taken().0.lock();
+    let mut followed = match state.followed.take().and_then(follow) {
+        Some(followed) => followed,
         None => read(registry, request.resource)?,
     };
-    current.allocator.set_added(&added_ranges(registry));
-    let result = current.allocator.allocate(new, request.old, rand::rng().random());
-    *taken = Some(current);
-    result
+    followed.allocator.set_added(&added_ranges(registry));
+    // A change may have given back what another Service of the same name is about to hold.
+    state.pending.values().for_each(|other| followed.allocator.take(other));
+    let result = followed.allocator.allocate(new, request.old, rand::rng().random());
+    let hold = result.is_ok() && !request.dry_run;
+    if hold {
+        followed.allocator.take(new);
+    }
+    state.followed = Some(followed);
+    result?;
+    if !hold {
+        return Ok(None);
+    }
+    state.number += 1;
+    let number = state.number;
+    state.pending.insert(number, new.clone());
+    Ok(Some(Reservation { registry, number }))
 }
 
 /// The prefixes of all ServiceCIDRs that are not being deleted, by name.

@@ -71,7 +71,6 @@ impl Registry {
         api::schema::normalize(resource.group, resource.version, resource.kind, &mut new);
         (resource.rules.default)(&mut new);
         (resource.rules.prepare_create)(&mut new);
-        let _allocation = self.allocation(resource).await;
         let request = admission::Request {
             operation: admission::Operation::Create,
             resource,
@@ -80,7 +79,7 @@ impl Registry {
             old: None,
             dry_run: options.dry_run,
         };
-        admission::admit(self, request, &mut new).await?;
+        let reservation = admission::admit(self, request, &mut new).await?;
         let name = object::meta_str(&new, "name").to_owned();
         check(resource, &name, &(resource.rules.validate_create)(&new))?;
         let warnings = (resource.rules.warnings)(&new);
@@ -101,6 +100,9 @@ impl Registry {
         };
         match self.commit(txn).await? {
             Outcome::Committed(revision) => {
+                if let Some(reservation) = reservation {
+                    reservation.keep();
+                }
                 object::meta_mut(&mut new)
                     .insert("resourceVersion".to_owned(), revision.to_string().into());
                 Ok(Written { object: Arc::new(new), created: true, deleted: false, warnings })

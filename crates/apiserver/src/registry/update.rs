@@ -95,7 +95,6 @@ impl Registry {
             Some(Subresource::Status) => (resource.rules.prepare_status)(&mut new, old_value),
             Some(_) => {}
         }
-        let _allocation = self.allocation(resource).await;
         let request = admission::Request {
             operation: admission::Operation::Update,
             resource,
@@ -104,7 +103,7 @@ impl Registry {
             old: Some(old_value),
             dry_run: options.dry_run,
         };
-        admission::admit(self, request, &mut new).await?;
+        let reservation = admission::admit(self, request, &mut new).await?;
         let errors = match subresource {
             Some(Subresource::Status) => (resource.rules.validate_status)(&new, old_value),
             None | Some(Subresource::Scale) => (resource.rules.validate_update)(&new, old_value),
@@ -120,12 +119,14 @@ impl Registry {
             let door = subresource.map_or("", Subresource::name);
             api::apply::track_update(&options.context(resource, door), Some(old_value), &mut new);
         }
-        self.commit_change(target, options, (old, old_value), new).await.map(|written| {
-            written.map(|mut written| {
-                written.warnings.extend(warnings);
-                written
-            })
-        })
+        let written = self.commit_change(target, options, (old, old_value), new).await?;
+        Ok(written.map(|mut written| {
+            if let Some(reservation) = reservation {
+                reservation.keep();
+            }
+            written.warnings.extend(warnings);
+            written
+        }))
     }
 
     async fn commit_change(

@@ -176,3 +176,42 @@ async fn services_follow_the_rules_row_by_row() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(steps >= 80, "only {steps} steps");
 }
+
+/// Many at once: names that clash, addresses that clash, a range that is too small, and all of it given back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn at_once_nobody_gets_what_another_has() {
+    let running = std::sync::Arc::new(start(&json!({"ranges": ["10.96.0.0/27"]})).await);
+    let services = "/api/v1/namespaces/default/services";
+    let round = |round: usize| {
+        let tasks = (0..60).map(|number| {
+            let running = std::sync::Arc::clone(&running);
+            tokio::spawn(async move {
+                let name = format!("s{round}-{}", number / 2);
+                let address = if number % 5 == 0 { json!("10.96.0.9") } else { json!(null) };
+                let service = json!({"metadata": {"name": name}, "spec": {
+                    "type": "NodePort", "clusterIP": address, "ports": [{"port": 80}]}});
+                running.post(services, service).await.code
+            })
+        });
+        futures_util::future::join_all(tasks)
+    };
+    for number in 0..3 {
+        let codes: Vec<u16> = round(number).await.into_iter().map(Result::unwrap).collect();
+        assert!(codes.iter().all(|code| [201, 409, 422, 500].contains(code)), "{codes:?}");
+        let list = running.get(services).await.body;
+        let items = list["items"].as_array().unwrap();
+        let of = |pointer: &str| {
+            let all = items.iter().filter_map(|item| item.pointer(pointer).cloned());
+            all.map(|value| value.to_string()).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(of("/spec/clusterIP").len(), items.len(), "an address twice: {items:?}");
+        assert_eq!(of("/spec/ports/0/nodePort").len(), items.len(), "a port twice: {items:?}");
+        let made = codes.iter().filter(|code| **code == 201).count();
+        assert_eq!(made, items.len(), "what was acknowledged is there");
+        // 30 addresses, of which the first is the API server's.
+        assert!(made >= 25, "refused creates gave back what they held: only {made} fit");
+        for name in items.iter().filter_map(|item| item["metadata"]["name"].as_str()) {
+            assert_eq!(running.delete(&format!("{services}/{name}")).await.code, 200);
+        }
+    }
+}
