@@ -44,6 +44,8 @@ pub use k8s_openapi::api::core::v1 as core;
 pub use k8s_openapi::api::discovery::v1 as discovery;
 /// `networking.k8s.io/v1`: Ingress, NetworkPolicy, ServiceCIDR, IPAddress.
 pub use k8s_openapi::api::networking::v1 as networking;
+/// `policy/v1`: PodDisruptionBudget, Eviction.
+pub use k8s_openapi::api::policy::v1 as policy;
 /// `rbac.authorization.k8s.io/v1`: Role, RoleBinding, ClusterRole, ClusterRoleBinding.
 pub use k8s_openapi::api::rbac::v1 as rbac;
 /// `storage.k8s.io/v1`: StorageClass.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 mod daemonset;
 mod deployment;
 mod diagnosis;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod gc;
@@ -102,6 +103,7 @@ pub fn spawn(
         tokio::spawn(statefulset::start(context.clone())),
         tokio::spawn(daemonset::start(context.clone())),
         tokio::spawn(job::start(context.clone())),
+        tokio::spawn(disruption::start(context.clone())),
         tokio::spawn(serviceaccounts::start(context.clone())),
         tokio::spawn(servicecidr::start(context.clone())),
         tokio::spawn(repair::start(context.clone())),

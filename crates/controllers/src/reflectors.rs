@@ -9,6 +9,7 @@ use api::core::{
 };
 use api::discovery::EndpointSlice;
 use api::networking::{IPAddress, ServiceCIDR};
+use api::policy::PodDisruptionBudget;
 use api::storage::StorageClass;
 use client::{Client, ListParams, Reflector};
 
@@ -35,6 +36,7 @@ pub struct Reflectors {
     pub revisions: Reflector<ControllerRevision>,
     pub jobs: Reflector<Job>,
     pub cron_jobs: Reflector<CronJob>,
+    pub budgets: Reflector<PodDisruptionBudget>,
     pub leases: Reflector<Lease>,
     pub service_cidrs: Reflector<ServiceCIDR>,
     pub addresses: Reflector<IPAddress>,
@@ -64,6 +66,7 @@ impl Reflectors {
             revisions: all(client),
             jobs: all(client),
             cron_jobs: all(client),
+            budgets: all(client),
             service_cidrs: all(client),
             addresses: all(client),
             leases: Reflector::start(client, ListParams::namespace("kube-node-lease")),

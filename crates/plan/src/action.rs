@@ -96,6 +96,7 @@ objects! {
     Job: api::batch::Job,
     CronJob: api::batch::CronJob,
     EndpointSlice: api::discovery::EndpointSlice,
+    PodDisruptionBudget: api::policy::PodDisruptionBudget,
     StorageClass: api::storage::StorageClass,
     ServiceCIDR: api::networking::ServiceCIDR,
     IPAddress: api::networking::IPAddress,

@@ -3,6 +3,7 @@ pub mod action;
 pub mod alloc;
 pub mod decide;
 pub mod diagnose;
+pub mod disruption;
 pub mod dns;
 pub mod endpoints;
 pub mod endpointslice;

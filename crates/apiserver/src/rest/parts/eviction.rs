@@ -35,6 +35,9 @@ pub(super) async fn create(
     if !ignores_budget {
         spend_budget(context, &pod, options.dry_run).await?;
     }
+    if !options.dry_run && !object::is_deleting(&pod) {
+        mark(context).await?;
+    }
     context
         .registry
         .delete(context.user, context.resource, &info.namespace, &info.name, &options)
@@ -63,6 +66,9 @@ async fn spend_budget(
             Err(StatusError::new(Reason::InternalError, message))
         };
     };
+    if ignores(budget, pod) {
+        return Ok(());
+    }
     let options = crate::WriteOptions { dry_run, ..write_options(context, "CreateOptions")? };
     let target = Target {
         user: context.user,
@@ -74,6 +80,45 @@ async fn spend_budget(
     let pod_name = context.info.name.as_str();
     context.registry.change(&target, &options, |budget| take_one(budget, pod_name)).await?;
     Ok(())
+}
+
+/// Whether a pod that is not ready goes without a disruption: always, or while the others are enough, as its budget
+/// says (`unhealthyPodEvictionPolicy`).
+fn ignores(budget: &Value, pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    let ready = conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
+    let number = |field: &str| budget["status"][field].as_i64().unwrap_or(0);
+    let (healthy, desired) = (number("currentHealthy"), number("desiredHealthy"));
+    !ready
+        && (budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+            || (healthy >= desired && desired > 0))
+}
+
+/// Says on the pod why it goes: what becomes of its Job, for one, may depend on it.
+async fn mark(context: &Context<'_>) -> Result<(), StatusError> {
+    let options = write_options(context, "CreateOptions")?;
+    let info = context.info;
+    let target = Target {
+        user: context.user,
+        resource: context.resource,
+        subresource: Some(Subresource::Status),
+        namespace: &info.namespace,
+        name: &info.name,
+    };
+    let marked = context.registry.change(&target, &options, |pod| {
+        let mut new = pod.clone();
+        let known = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let mut conditions: Vec<Value> =
+            known.into_iter().filter(|one| one["type"] != "DisruptionTarget").collect();
+        conditions.push(json!({
+            "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+            "message": "Eviction API: evicting", "lastProbeTime": null,
+            "lastTransitionTime": object::timestamp(jiff::Timestamp::now()),
+        }));
+        new["status"]["conditions"] = conditions.into();
+        Ok(new)
+    });
+    marked.await.map(drop)
 }
 
 fn take_one(budget: &Value, pod_name: &str) -> Result<Value, StatusError> {
