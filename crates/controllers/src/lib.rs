@@ -9,6 +9,7 @@ use client::Client;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod diagnosis;
@@ -103,6 +104,7 @@ pub fn spawn(
         tokio::spawn(statefulset::start(context.clone())),
         tokio::spawn(daemonset::start(context.clone())),
         tokio::spawn(job::start(context.clone())),
+        tokio::spawn(cronjob::start(context.clone())),
         tokio::spawn(disruption::start(context.clone())),
         tokio::spawn(serviceaccounts::start(context.clone())),
         tokio::spawn(servicecidr::start(context.clone())),

@@ -15,6 +15,7 @@ use crate::action::{Action, Known, patch_meta};
 use crate::objects::{Labels, annotation, is_controlled_by, matches};
 use crate::podfacts;
 
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
 pub mod job;

@@ -32,7 +32,7 @@ pub struct Snapshot {
     pub now: Timestamp,
 }
 
-fn finished(job: &Job) -> Option<&JobCondition> {
+pub(super) fn finished(job: &Job) -> Option<&JobCondition> {
     let conditions = job.status.as_ref()?.conditions.as_ref()?;
     let ends = |one: &&JobCondition| matches!(one.type_.as_str(), "Complete" | "Failed");
     conditions.iter().filter(ends).find(|one| one.status == "True")
