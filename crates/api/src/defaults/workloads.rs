@@ -83,11 +83,13 @@ pub fn job(object: &mut Value) {
         set(spec, "completions", 1);
     }
     set(spec, "parallelism", 1);
-    set(spec, "backoffLimit", 6);
+    let per_index = !spec["backoffLimitPerIndex"].is_null();
+    set(spec, "backoffLimit", if per_index { i32::MAX } else { 6 });
     set(spec, "completionMode", "NonIndexed");
     set(spec, "suspend", false);
     set(spec, "manualSelector", false);
-    set(spec, "podReplacementPolicy", "TerminatingOrFailed");
+    let policy = !spec["podFailurePolicy"].is_null();
+    set(spec, "podReplacementPolicy", if policy { "Failed" } else { "TerminatingOrFailed" });
     if let Some(fields) = spec.as_object_mut() {
         fields.retain(|_, value| !value.is_null());
     }

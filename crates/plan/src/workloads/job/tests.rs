@@ -111,3 +111,86 @@ fn a_daemon_runs_once_on_every_node_and_updates_one_by_one() {
     let status = world.all::<api::apps::DaemonSet>()[&name].status.clone().expect("written");
     assert_eq!((status.number_ready, status.updated_number_scheduled), (2, Some(2)));
 }
+
+fn end_index(world: &mut World, index: i32, status: &serde_json::Value) {
+    for (name, pod) in &world.all::<Pod>() {
+        if podfacts::is_active(pod) && index_of(pod) == Some(index) {
+            world.edit(ObjectKind::Pod, name, &json!({ "status": status }));
+        }
+    }
+}
+
+fn exited(code: i32) -> serde_json::Value {
+    json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "", "imageID": "",
+        "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": code}}}]})
+}
+
+fn ending(world: &World, name: &Name) -> (String, String) {
+    let jobs = world.all::<Job>();
+    let end = finished(&jobs[name]).expect("ended");
+    (end.reason.clone().unwrap_or_default(), end.message.clone().unwrap_or_default())
+}
+
+#[test]
+fn exit_codes_are_fatal_or_ignored_by_the_policy() {
+    let rule = |action: &str, code: i32| json!({"action": action, "onExitCodes": {"operator": "In", "values": [code]}});
+    let spec = json!({"completions": 1, "parallelism": 1, "completionMode": "Indexed", "backoffLimit": 0,
+        "podFailurePolicy": {"rules": [rule("Ignore", 7), rule("FailJob", 42)]}});
+    let (mut world, name) = job(&spec);
+    step(&mut world, &name);
+    end_index(&mut world, 0, &exited(7));
+    step(&mut world, &name);
+    assert_eq!((condition(&world, &name), world.all::<Pod>().len()), (None, 2), "ignored");
+    end_index(&mut world, 0, &exited(42));
+    step(&mut world, &name);
+    let (reason, message) = ending(&world, &name);
+    assert_eq!(reason, "PodFailurePolicy");
+    let tail = " failed with exit code 42 matching FailJob rule at index 1";
+    assert!(message.starts_with("Container c for pod a/") && message.ends_with(tail), "{message}");
+}
+
+#[test]
+fn indexes_fail_on_their_own_and_a_success_policy_ends_the_job() {
+    let spec = json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed", "backoffLimitPerIndex": 0});
+    let (mut world, name) = job(&spec);
+    step(&mut world, &name);
+    end_index(&mut world, 0, &json!({"phase": "Failed"}));
+    step(&mut world, &name);
+    assert_eq!((condition(&world, &name), world.all::<Pod>().len()), (None, 2));
+    end_index(&mut world, 1, &json!({"phase": "Succeeded"}));
+    step(&mut world, &name);
+    assert_eq!(ending(&world, &name).0, "FailedIndexes");
+    let status = world.all::<Job>()[&name].status.clone().expect("written");
+    assert_eq!(status.failed_indexes.as_deref(), Some("0"));
+    assert_eq!(status.completed_indexes.as_deref(), Some("1"));
+
+    let spec = json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed",
+        "successPolicy": {"rules": [{"succeededIndexes": "1-2", "succeededCount": 1}]}});
+    let (mut world, name) = job(&spec);
+    step(&mut world, &name);
+    end_index(&mut world, 2, &json!({"phase": "Succeeded"}));
+    step(&mut world, &name);
+    let expected = ("SuccessPolicy".to_owned(), "Matched rules at index 0".to_owned());
+    assert_eq!(ending(&world, &name), expected);
+}
+
+#[test]
+fn a_suspended_job_says_so_and_starts_anew() {
+    let (mut world, name) = job(
+        &json!({"completions": 1, "parallelism": 1, "suspend": true, "activeDeadlineSeconds": 5}),
+    );
+    step(&mut world, &name);
+    assert!(world.all::<Pod>().is_empty());
+    assert!(is_true(world.all::<Job>()[&name].status.as_ref().expect("written"), "Suspended"));
+    world.now += 60;
+    world.edit(ObjectKind::Job, &name, &json!({"spec": {"suspend": false}}));
+    step(&mut world, &name);
+    let status = world.all::<Job>()[&name].status.clone().expect("written");
+    assert_eq!(status.start_time.map(|time| time.0), Some(world.time()));
+    assert_eq!((world.all::<Pod>().len(), condition(&world, &name)), (1, None));
+    world.now += 5;
+    step(&mut world, &name);
+    assert_eq!(ending(&world, &name).0, "DeadlineExceeded");
+    let status = world.all::<Job>()[&name].status.clone().expect("written");
+    assert_eq!(status.failed, Some(1), "the pod that was taken down");
+}
