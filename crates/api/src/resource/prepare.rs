@@ -178,6 +178,11 @@ pub fn pod_create(object: &mut Value) {
     create(object);
     let class = crate::qos::class(&object["spec"]);
     object["status"] = json!({"phase": "Pending", "qosClass": class});
+    if object["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+        object["status"]["conditions"] = json!([{"type": "PodScheduled", "status": "False",
+            "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
+    }
 }
 
 /// The status of a pod is the node's to write.
