@@ -22,9 +22,11 @@ pub mod loadbalancer;
 mod namespaces;
 mod nodes;
 mod owners;
+mod quota;
 mod reflectors;
 mod repair;
 mod replicaset;
+mod replicationcontroller;
 mod scheduler;
 mod serviceaccounts;
 mod servicecidr;
@@ -96,6 +98,7 @@ pub fn spawn(
     vec![
         tokio::spawn(deployment::start(context.clone())),
         tokio::spawn(replicaset::start(context.clone())),
+        tokio::spawn(replicationcontroller::start(context.clone())),
         tokio::spawn(endpointslice::start(context.clone())),
         tokio::spawn(endpointslice::start_mirror(context.clone())),
         tokio::spawn(endpoints::start(context.clone())),
@@ -109,6 +112,7 @@ pub fn spawn(
         tokio::spawn(serviceaccounts::start(context.clone())),
         tokio::spawn(servicecidr::start(context.clone())),
         tokio::spawn(repair::start(context.clone())),
+        tokio::spawn(quota::start(context.clone())),
         tokio::spawn(namespaces::start(context.clone())),
         tokio::spawn(nodes::start(context.clone())),
         tokio::spawn(nodes::start_orphans(context.clone())),

@@ -4,8 +4,8 @@ use api::apps::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulS
 use api::batch::{CronJob, Job};
 use api::coordination::Lease;
 use api::core::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
-    Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use api::discovery::EndpointSlice;
 use api::networking::{IPAddress, ServiceCIDR};
@@ -40,6 +40,8 @@ pub struct Reflectors {
     pub leases: Reflector<Lease>,
     pub service_cidrs: Reflector<ServiceCIDR>,
     pub addresses: Reflector<IPAddress>,
+    pub quotas: Reflector<ResourceQuota>,
+    pub replication_controllers: Reflector<ReplicationController>,
 }
 
 impl Reflectors {
@@ -69,6 +71,8 @@ impl Reflectors {
             budgets: all(client),
             service_cidrs: all(client),
             addresses: all(client),
+            quotas: all(client),
+            replication_controllers: all(client),
             leases: Reflector::start(client, ListParams::namespace("kube-node-lease")),
         }
     }

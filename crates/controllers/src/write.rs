@@ -40,6 +40,8 @@ macro_rules! with_object {
             Object::StorageClass($one) => $body,
             Object::ServiceCIDR($one) => $body,
             Object::IPAddress($one) => $body,
+            Object::ResourceQuota($one) => $body,
+            Object::ReplicationController($one) => $body,
         }
     };
 }
@@ -73,6 +75,8 @@ macro_rules! with_kind {
             StorageClass: api::storage::StorageClass,
             ServiceCIDR: api::networking::ServiceCIDR,
             IPAddress: api::networking::IPAddress,
+            ResourceQuota: api::core::ResourceQuota,
+            ReplicationController: api::core::ReplicationController,
         )
     };
 }

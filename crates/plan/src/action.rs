@@ -100,6 +100,8 @@ objects! {
     StorageClass: api::storage::StorageClass,
     ServiceCIDR: api::networking::ServiceCIDR,
     IPAddress: api::networking::IPAddress,
+    ResourceQuota: api::core::ResourceQuota,
+    ReplicationController: api::core::ReplicationController,
 }
 
 /// An event about an object, for `kubectl describe`.

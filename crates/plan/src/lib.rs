@@ -19,6 +19,7 @@ pub mod podnet;
 pub mod pods;
 pub mod portuse;
 pub mod proxy;
+pub mod quota;
 pub mod repair;
 pub mod scheduler;
 pub mod service;

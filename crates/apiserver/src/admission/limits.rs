@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::{StatusError, quantity};
-use serde_json::{Value, json};
+use api::StatusError;
+use plan::quota::{nanos, pod_resources};
+use serde_json::Value;
 
 use super::Request;
 use crate::Cache;
@@ -121,31 +122,6 @@ pub(super) fn problems(pod: &Value, ranges: &[Arc<Value>]) -> Vec<String> {
     problems
 }
 
-/// The sums of a pod's containers, or the largest init container when that is more.
-pub(super) fn pod_resources(pod: &Value) -> Value {
-    let mut total = json!({"requests": {}, "limits": {}});
-    for field in ["requests", "limits"] {
-        let mut sums: BTreeMap<&str, i128> = BTreeMap::new();
-        for container in array(pod, "/spec/containers") {
-            for (resource, value) in container["resources"][field].as_object().into_iter().flatten()
-            {
-                *sums.entry(resource).or_default() += nanos(value).unwrap_or(0);
-            }
-        }
-        for container in array(pod, "/spec/initContainers") {
-            for (resource, value) in container["resources"][field].as_object().into_iter().flatten()
-            {
-                let sum = sums.entry(resource).or_default();
-                *sum = (*sum).max(nanos(value).unwrap_or(0));
-            }
-        }
-        for (resource, sum) in sums {
-            total[field][resource] = amount(resource, sum).into();
-        }
-    }
-    total
-}
-
 fn bounds(item: &Value, kind: &str, resources: &Value) -> Vec<String> {
     let mut problems = Vec::new();
     let limited = |field: &'static str| item[field].as_object().into_iter().flatten();
@@ -218,22 +194,7 @@ fn bounds(item: &Value, kind: &str, resources: &Value) -> Vec<String> {
     problems
 }
 
-/// Billionths of a quantity.
-pub(super) fn nanos(value: &Value) -> Option<i128> {
-    quantity::parse(&plain(value)).ok().filter(|_| !value.is_null()).map(quantity::Amount::nanos)
-}
-
 /// A quantity as it is written.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// An amount of a resource, written as people write it: memory in binary units where they fit.
-pub(super) fn amount(resource: &str, nanos: i128) -> String {
-    let units = nanos / 1_000_000_000;
-    let binary = (resource.contains("memory") || resource.contains("storage"))
-        && units % 1024 == 0
-        && units > 0;
-    let text = if binary { format!("{}Ki", units / 1024) } else { format!("{nanos}n") };
-    quantity::parse(&text).map_or(text, quantity::Amount::canonical)
 }

@@ -1,30 +1,13 @@
 //! What a namespace may hold (`ResourceQuota`), counted from the objects themselves.
 
-use std::collections::BTreeMap;
-
 use api::StatusError;
-use api::resource::{RESOURCES, Resource};
+use api::resource::RESOURCES;
+use plan::quota::{Usage, amount, concerns, hard, in_scopes, usage};
 use serde_json::Value;
 
 use super::Request;
-use super::limits::{amount, nanos, pod_resources};
 use crate::Cache;
 use crate::lookup::{RESOURCE_QUOTAS, array, text};
-
-/// Billionths by resource name, as quotas name them.
-type Usage = BTreeMap<String, i128>;
-const ONE: i128 = 1_000_000_000;
-/// Kinds that are counted under their plain plural.
-const COUNTED: [&str; 8] = [
-    "pods",
-    "services",
-    "configmaps",
-    "secrets",
-    "persistentvolumeclaims",
-    "replicationcontrollers",
-    "resourcequotas",
-    "endpoints",
-];
 
 /// Refuses a new object that does not fit.
 pub(super) fn check(cache: &Cache, request: &Request<'_>, new: &Value) -> Result<(), StatusError> {
@@ -36,17 +19,12 @@ pub(super) fn check(cache: &Cache, request: &Request<'_>, new: &Value) -> Result
     if quotas.is_empty() {
         return Ok(());
     }
-    let delta = usage(request.resource, new);
+    let delta = usage(request.resource.group, request.resource.plural, new);
     for quota in &quotas {
-        if !array(quota, "/spec/scopes").is_empty() || quota["spec"]["scopeSelector"].is_object() {
+        if !in_scopes(quota, request.resource.plural, new) {
             continue;
         }
-        let hard: Usage = quota["spec"]["hard"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .filter_map(|(resource, value)| Some((resource.clone(), nanos(value)?)))
-            .collect();
+        let hard = hard(quota);
         let name = text(quota, "/metadata/name");
         check_given(request, new, name, &hard)?;
         let touched: Vec<&String> = hard
@@ -56,7 +34,7 @@ pub(super) fn check(cache: &Cache, request: &Request<'_>, new: &Value) -> Result
         if touched.is_empty() {
             continue;
         }
-        let used = used(cache, namespace, &hard);
+        let used = used(cache, quota, &hard);
         let of = |usage: &Usage, resource: &str| usage.get(resource).copied().unwrap_or(0);
         let over: Vec<&String> = touched
             .into_iter()
@@ -116,85 +94,22 @@ fn check_given(
         .forbidden(pod, format!("failed quota: {quota}: must specify {}", missing.join("; "))))
 }
 
-/// What one object counts for.
-fn usage(resource: &Resource, object: &Value) -> Usage {
-    let mut usage = Usage::new();
-    let counted = if resource.group.is_empty() {
-        format!("count/{}", resource.plural)
-    } else {
-        format!("count/{}.{}", resource.plural, resource.group)
-    };
-    usage.insert(counted, ONE);
-    if !resource.group.is_empty() {
-        return usage;
-    }
-    if COUNTED.contains(&resource.plural) {
-        usage.insert(resource.plural.to_owned(), ONE);
-    }
-    match resource.plural {
-        "pods" => pod_usage(object, &mut usage),
-        "services" => {
-            let ports = array(object, "/spec/ports")
-                .iter()
-                .filter(|port| port["nodePort"].as_u64().unwrap_or(0) > 0);
-            usage.insert(
-                "services.nodeports".to_owned(),
-                i128::try_from(ports.count()).unwrap_or(0) * ONE,
-            );
-            let balanced = object["spec"]["type"] == "LoadBalancer";
-            usage.insert("services.loadbalancers".to_owned(), i128::from(balanced) * ONE);
-        }
-        "persistentvolumeclaims" => {
-            let storage = nanos(&object["spec"]["resources"]["requests"]["storage"]).unwrap_or(0);
-            usage.insert("requests.storage".to_owned(), storage);
-        }
-        _ => {}
-    }
-    usage
-}
-
-fn pod_usage(pod: &Value, usage: &mut Usage) {
-    if matches!(text(pod, "/status/phase"), "Failed" | "Succeeded") {
-        usage.remove("pods");
-        return;
-    }
-    let resources = pod_resources(pod);
-    for field in ["requests", "limits"] {
-        for (resource, value) in resources[field].as_object().into_iter().flatten() {
-            let value = nanos(value).unwrap_or(0);
-            usage.insert(format!("{field}.{resource}"), value);
-            if field == "requests" && matches!(resource.as_str(), "cpu" | "memory") {
-                usage.insert(resource.clone(), value);
-            }
-        }
-    }
-}
-
 /// What the namespace holds of what is limited.
-fn used(cache: &Cache, namespace: &str, hard: &Usage) -> Usage {
+fn used(cache: &Cache, quota: &Value, hard: &Usage) -> Usage {
     let mut used = Usage::new();
     for resource in RESOURCES.iter().filter(|resource| resource.is_stored()) {
-        if resource.scope != api::ResourceScope::Namespaced || !concerns(resource, hard) {
+        let (group, plural) = (resource.group, resource.plural);
+        if resource.scope != api::ResourceScope::Namespaced || !concerns(group, plural, hard) {
             continue;
         }
-        for object in cache.list(resource, namespace) {
-            for (name, amount) in usage(resource, &object) {
+        for object in cache.list(resource, text(quota, "/metadata/namespace")) {
+            if !in_scopes(quota, plural, &object) {
+                continue;
+            }
+            for (name, amount) in usage(group, plural, &object) {
                 *used.entry(name).or_default() += amount;
             }
         }
     }
     used
-}
-
-/// Whether objects of the resource count for any of the limits.
-fn concerns(resource: &Resource, hard: &Usage) -> bool {
-    let counted = format!("count/{}", resource.plural);
-    let core = resource.group.is_empty();
-    hard.keys().any(|name| {
-        name.starts_with(&counted)
-            || (core
-                && (name.starts_with(resource.plural)
-                    || (resource.plural == "pods" && !name.starts_with("count/"))
-                    || (resource.plural == "persistentvolumeclaims" && name == "requests.storage")))
-    })
 }

@@ -102,7 +102,7 @@ fn bounds_speak_as_upstream() {
 
 #[test]
 fn amounts_read_well() {
-    assert_eq!(limits::amount("cpu", 1_500_000_000), "1500m");
-    assert_eq!(limits::amount("memory", (1 << 30) * 1_000_000_000), "1Gi");
-    assert_eq!(limits::amount("pods", 3_000_000_000), "3");
+    assert_eq!(plan::quota::amount("cpu", 1_500_000_000), "1500m");
+    assert_eq!(plan::quota::amount("memory", (1 << 30) * 1_000_000_000), "1Gi");
+    assert_eq!(plan::quota::amount("pods", 3_000_000_000), "3");
 }
