@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::future::Future;
+use std::ops::Bound;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +102,16 @@ pub trait Reconcile: Send + 'static {
 struct Dirty<Key> {
     keys: Mutex<BTreeSet<Key>>,
     wake: Notify,
+}
+
+impl<Key: Ord + Clone> Dirty<Key> {
+    /// Takes the first key after `last`, or else the first of all.
+    fn take_after(&self, last: Option<&Key>) -> Option<Key> {
+        let mut keys = self.keys.lock();
+        let after = |last| keys.range((Bound::Excluded(last), Bound::Unbounded)).next();
+        let next = last.and_then(after).or_else(|| keys.first()).cloned()?;
+        keys.take(&next)
+    }
 }
 
 type Boxed<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
@@ -226,11 +237,13 @@ pub async fn run<R: Reconcile>(
     }
     let mut timers = Timers::default();
     let mut failures: BTreeMap<R::Key, u32> = BTreeMap::new();
+    let mut last: Option<R::Key> = None;
     loop {
         let key = tokio::select! {
             () = shutdown.cancelled() => return,
-            key = next_key(&inputs.dirty, &mut timers) => key,
+            key = next_key(&inputs.dirty, &mut timers, last.as_ref()) => key,
         };
+        last = Some(key.clone());
         inputs.caught_up(&client.written()).await;
         let plan = component.plan(&snapshot(), &key);
         let outcome = component.apply(&key, plan).await;
@@ -302,20 +315,26 @@ impl<Key: Ord + Clone> Timers<Key> {
     }
 }
 
-/// The next dirty key, or the next key whose time has come.
-async fn next_key<Key: Ord + Clone>(dirty: &Dirty<Key>, timers: &mut Timers<Key>) -> Key {
+/// The next key that is dirty or whose time has come, round and round from `last`: a key that is dirty again and again
+/// keeps no other waiting, nor a timer.
+async fn next_key<Key: Ord + Clone>(
+    dirty: &Dirty<Key>,
+    timers: &mut Timers<Key>,
+    last: Option<&Key>,
+) -> Key {
     loop {
-        if let Some(key) = dirty.keys.lock().pop_first() {
+        let now = Instant::now();
+        while let Some((_, key)) = timers.first().filter(|(at, _)| *at <= now).cloned() {
+            timers.remove(&key);
+            dirty.keys.lock().insert(key);
+        }
+        if let Some(key) = dirty.take_after(last) {
             timers.remove(&key);
             return key;
         }
-        match timers.first().cloned() {
-            Some((at, key)) if at <= Instant::now() => {
-                timers.remove(&key);
-                return key;
-            }
+        match timers.first() {
             Some((at, _)) => {
-                let _ = tokio::time::timeout_at(at, dirty.wake.notified()).await;
+                let _ = tokio::time::timeout_at(*at, dirty.wake.notified()).await;
             }
             None => dirty.wake.notified().await,
         }
@@ -323,21 +342,4 @@ async fn next_key<Key: Ord + Clone>(dirty: &Dirty<Key>, timers: &mut Timers<Key>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timers_come_in_order_and_each_key_has_one() {
-        let (mut timers, start) = (Timers::default(), Instant::now());
-        let after = |seconds| start + Duration::from_secs(seconds);
-        for (key, seconds) in [("a", 3), ("b", 1), ("c", 2), ("b", 4)] {
-            timers.set(key, after(seconds));
-        }
-        let mut order = Vec::new();
-        while let Some((at, key)) = timers.first().copied() {
-            timers.remove(&key);
-            order.push((key, at));
-        }
-        assert_eq!(order, [("c", after(2)), ("a", after(3)), ("b", after(4))]);
-    }
-}
+mod tests;
