@@ -4,6 +4,7 @@
 //! pair without a bridge. Both ends know each other as permanent neighbours, so no ARP is ever sent. One small file a pod
 //! remembers its address across restarts of the agent.
 
+mod hostports;
 mod pods;
 mod routes;
 
@@ -24,8 +25,8 @@ pub enum PodNetError {
     /// The kernel refused a namespace.
     #[error(transparent)]
     Netns(#[from] kernel::netns::NetnsError),
-    /// nftables refused the masquerade rules.
-    #[error("cannot set the masquerade rules")]
+    /// nftables refused the rules of masquerade or host ports.
+    #[error("cannot set the rules of the pod network")]
     Netfilter(#[from] kernel::nftables::NetfilterError),
     /// The kernel refused a parameter.
     #[error(transparent)]

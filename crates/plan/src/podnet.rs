@@ -4,6 +4,7 @@
 //! Flannel). Upstream contract: the Kubernetes network model.
 
 pub mod egress;
+pub mod hostports;
 pub mod ruleset;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 
 use super::PodNetError;
-use crate::kubelet::network::{PodAttachment, PodNetRequest, PodNetwork};
+use super::hostports::HostPorts;
+use crate::kubelet::network::{HostPort, PodAttachment, PodNetRequest, PodNetwork};
 
 /// The pod's link as the pod sees it.
 const POD_LINK: &str = "eth0";
@@ -27,6 +28,8 @@ struct Record {
     namespace: String,
     name: String,
     address: Ipv4Addr,
+    #[serde(default)]
+    host_ports: Vec<HostPort>,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +46,7 @@ pub struct PodNet {
     mtu: Option<u32>,
     cidr: watch::Receiver<Option<Ipv4Net>>,
     attached: Mutex<Attached>,
+    host_ports: Mutex<HostPorts>,
     netlink: Netlink,
 }
 
@@ -64,6 +68,7 @@ impl PodNet {
             mtu: None,
             cidr,
             attached,
+            host_ports: Mutex::new(HostPorts::open()?),
             netlink: Netlink::open()?,
         })
     }
@@ -80,23 +85,36 @@ impl PodNet {
             netns::create(&netns)?;
         }
         self.link(&pod.uid, &netns, address).await?;
+        self.open_ports().await?;
         Ok(PodAttachment { netns, ips: vec![IpAddr::V4(address)] })
     }
 
     /// The pod's address: the remembered one, or a new one that is remembered before it is used.
     async fn reserve(&self, cidr: Ipv4Net, pod: &PodNetRequest) -> Result<Ipv4Addr, PodNetError> {
         let mut attached = self.attached.lock().await;
-        if let Some(record) = attached.pods.get(&pod.uid) {
+        if let Some(record) = attached.pods.get_mut(&pod.uid) {
+            if record.host_ports != pod.host_ports {
+                record.host_ports.clone_from(&pod.host_ports);
+                self.remember(&pod.uid, record)?;
+            }
             return Ok(record.address);
         }
         let used = attached.pods.values().map(|record| record.address).collect();
         let address = allocate(cidr, &used, attached.last)
             .ok_or_else(|| PodNetError::Full(cidr.to_string()))?;
-        let record = Record { namespace: pod.namespace.clone(), name: pod.name.clone(), address };
+        let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+        let record = Record { namespace, name, address, host_ports: pod.host_ports.clone() };
         self.remember(&pod.uid, &record)?;
         attached.pods.insert(pod.uid.clone(), record);
         attached.last = Some(address);
         Ok(address)
+    }
+
+    /// Makes the host ports of all attached pods lead to them.
+    async fn open_ports(&self) -> Result<(), PodNetError> {
+        let attached = self.attached.lock().await;
+        let pods = attached.pods.values().map(|pod| (pod.address, pod.host_ports.as_slice()));
+        self.host_ports.lock().await.set(pods)
     }
 
     /// Makes what is missing of the pod's link; everything is idempotent.
@@ -136,7 +154,8 @@ impl PodNet {
             _ => {}
         }
         attached.pods.remove(uid);
-        Ok(())
+        drop(attached);
+        self.open_ports().await
     }
 
     fn netns(&self, uid: &str) -> PathBuf {
