@@ -4,6 +4,7 @@
 //! only carries bytes: after a 101 both directions are copied until one side ends, whatever protocol they speak.
 
 mod connect;
+mod rewrite;
 mod target;
 
 use api::StatusError;
@@ -48,7 +49,7 @@ pub(crate) fn respond<'a>(
 async fn answer(
     context: &Context<'_>,
     part: Subresource,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> Result<Response<Body>, StatusError> {
     let allowed = match part {
         Subresource::Log => request.method() == Method::GET,
@@ -69,12 +70,37 @@ async fn answer(
         *response.status_mut() = StatusCode::NO_CONTENT;
         return Ok(response);
     };
+    let prefix = prefix(part, &target, request.uri(), request.headers());
+    let asked = prefix.as_ref().and_then(|_| HeaderValue::from_str(request.uri().path()).ok());
+    if let Some(asked) = asked {
+        request.headers_mut().insert("x-forwarded-uri", asked);
+    }
     let response =
         send(context, &target, request).await.map_err(|why| unreachable(part, &target, &why))?;
     if part == Subresource::Log && !response.status().is_success() {
         return Err(agent_error(response).await);
     }
-    Ok(response)
+    match prefix {
+        Some(prefix) => Ok(rewrite::answer(&prefix, response).await),
+        None => Ok(response),
+    }
+}
+
+/// How the backend of a `proxy` is seen from outside; none for other parts.
+fn prefix(
+    part: Subresource,
+    target: &Target,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Option<rewrite::Prefix> {
+    if part != Subresource::Proxy {
+        return None;
+    }
+    let own = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let own = own.or(uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default();
+    let (asked, sent) = (uri.path(), target.path.split('?').next().unwrap_or_default());
+    let path = asked.strip_suffix(sent).unwrap_or(asked).to_owned();
+    Some(rewrite::Prefix { path, hosts: [target.authority(), own.to_owned()] })
 }
 
 async fn send(
