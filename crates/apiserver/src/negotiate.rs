@@ -43,11 +43,14 @@ pub(crate) fn accept(headers: &HeaderMap) -> Result<Accept, StatusError> {
     if ranges.peek().is_none() {
         return Ok(Accept { form: Form::Plain, yaml: false });
     }
-    ranges.find_map(accept_range).ok_or_else(|| {
-        let message =
-            format!("only the following media types are accepted: {}", MEDIA_TYPES.join(", "));
-        StatusError::new(Reason::NotAcceptable, message)
-    })
+    ranges.find_map(accept_range).ok_or_else(not_acceptable)
+}
+
+/// 406 that lists the plain forms.
+pub(crate) fn not_acceptable() -> StatusError {
+    let message =
+        format!("only the following media types are accepted: {}", MEDIA_TYPES.join(", "));
+    StatusError::new(Reason::NotAcceptable, message)
 }
 
 fn accept_range(range: &str) -> Option<Accept> {
