@@ -44,6 +44,7 @@ fn budgets_hold_evictions_and_cron_jobs_run() -> Result<()> {
     lab.apply(OBJECTS)?;
     lab.ready("app=web", 2)?;
     budget(&lab)?;
+    nulls(&lab)?;
     cron_job(&lab)
 }
 
@@ -80,6 +81,18 @@ fn budget(lab: &Lab) -> Result<()> {
     ensure!(status["expectedPods"] == 2 && status["desiredHealthy"] == 1, "{status}");
     ensure!(status["conditions"][0]["reason"] == "SufficientPods", "{status}");
     Ok(())
+}
+
+/// `kubectl set env` leaves a null where there are no init containers: as if nothing was said.
+fn nulls(lab: &Lab) -> Result<()> {
+    lab.kubectl(&["set", "env", "deployment/web", "A=b"])?;
+    lab.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+    let null = r#"[{"op": "add", "path": "/spec/template/spec/initContainers", "value": null}]"#;
+    lab.kubectl(&["patch", "deployment", "web", "--type=json", "-p", null])?;
+    let stored = lab.get(&["deployment", "web"])?["spec"]["template"]["spec"].clone();
+    ensure!(stored.get("initContainers").is_none(), "{stored}");
+    lab.kubectl(&["set", "env", "deployment/web", "A=c"])?;
+    lab.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).map(drop)
 }
 
 /// A Job comes at its time, belongs to its CronJob, and is noted when it is complete.

@@ -300,7 +300,7 @@ impl Shim {
 
     fn start(&mut self, id: &str) -> Result<(), Failure> {
         let container = self.find(id)?;
-        if container.status.state != ContainerState::Created {
+        if container.status.state != ContainerState::Created && !container.never_ran() {
             return Err(Failure::Failed(format!(
                 "container {id:?} is in {:?} state, cannot start",
                 container.status.state

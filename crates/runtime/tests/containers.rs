@@ -441,13 +441,21 @@ async fn users_mounts_and_read_only_roots() {
 async fn what_cannot_be_executed_is_said_as_runc_does() {
     let world = World::new().await;
     world.pod().await;
-    let missing = world.runtime().create_container(world.spec(&["nope"])).await.unwrap_err();
+    let id = world.runtime().create_container(world.spec(&["nope"])).await.unwrap();
+    let missing = world.runtime().start_container(&id).await.unwrap_err();
     assert_eq!(
         missing.to_string(),
         "OCI runtime create failed: unable to start container process: \
          exec: \"nope\": executable file not found in $PATH: unknown"
     );
-    let path = world.runtime().create_container(world.spec(&["/nope"])).await.unwrap_err();
+    // It is a run that ended, as with containerd.
+    let seen = world.runtime().container(&id).unwrap();
+    assert_eq!((seen.state, seen.exit_code), (ContainerState::Exited, 128));
+    assert_eq!((seen.reason.as_str(), seen.message), ("StartError", missing.to_string()));
+    world.runtime().remove_container(&id).await.unwrap();
+    let id = world.runtime().create_container(world.spec(&["/nope"])).await.unwrap();
+    let path = world.runtime().start_container(&id).await.unwrap_err();
+    world.runtime().remove_container(&id).await.unwrap();
     assert!(path.to_string().contains("exec: \"/nope\": stat /nope: no such file or directory"));
     let mut spec = world.spec(&["sh"]);
     spec.image = "absent".into();

@@ -18,6 +18,27 @@ fn runs(command: &str) -> String {
     format!("image: 'tools:latest', imagePullPolicy: IfNotPresent, command: [sh, -c, '{command}']")
 }
 
+/// A pod that is ready while a file is there.
+const SERVED: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: served, labels: {app: served}}
+spec:
+  terminationGracePeriodSeconds: 0
+  initContainers: null
+  containers:
+  - name: main
+    image: tools:latest
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'mkdir /tmp/www && cd /tmp/www && touch ready && exec python3 -m http.server 8080']
+    readinessProbe: {httpGet: {path: /ready, port: 8080}, periodSeconds: 1, failureThreshold: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: served}
+spec: {selector: {app: served}, ports: [{port: 80, targetPort: 8080}]}
+";
+
 fn waiting(lab: &Lab, name: &str) -> Result<(String, String)> {
     let state = lab.get(&["pod", name])?["status"]["containerStatuses"][0]["state"].clone();
     Ok((text(&state["waiting"]["reason"]), text(&state["waiting"]["message"])))
@@ -65,12 +86,15 @@ fn pods_that_do_not_run_say_why() -> Result<()> {
         ),
     ];
     lab.apply(&manifests.concat())?;
+    lab.apply(SERVED)?;
     scheduling(&lab)?;
     images(&lab)?;
     sources(&lab)?;
     inits(&lab)?;
     starts(&lab)?;
-    crashes(&lab)
+    crashes(&lab)?;
+    readiness(&lab)?;
+    agent(&lab)
 }
 
 /// Nothing fits: said as the scheduler says it, and mended by the node.
@@ -167,14 +191,14 @@ fn inits(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A program that is not in the image.
+/// A program that is not in the image: a run that could not start.
 fn starts(lab: &Lab) -> Result<()> {
     let missing = "exec: \"nope\": executable file not found in $PATH";
-    lab.eventually("the program is missed by name", || {
-        let (_, message) = waiting(lab, "typo")?;
-        ensure!(message.contains(missing), "{message}");
-        Ok(())
-    })?;
+    shows(lab, "typo", "CrashLoopBackOff")?;
+    let last = lab.get(&["pod", "typo"])?["status"]["containerStatuses"][0]["lastState"].clone();
+    let last = &last["terminated"];
+    ensure!(last["reason"] == "StartError" && last["exitCode"] == 128, "{last}");
+    ensure!(text(&last["message"]).contains(missing), "{last}");
     lab.eventually("and as an event", || {
         let events = events(lab, "typo")?;
         let wanted = |event: &[String; 3]| event[1] == "Failed" && event[2].contains(missing);
@@ -211,4 +235,54 @@ fn crashes(lab: &Lab) -> Result<()> {
         ensure!(described.contains(wanted), "{wanted} is not in {described}");
     }
     Ok(())
+}
+
+/// A pod whose probe fails says with what, gets no more connections, and gets them again.
+fn readiness(lab: &Lab) -> Result<()> {
+    let endpoints = |wanted: usize| {
+        lab.eventually(&format!("{wanted} ready endpoints"), || {
+            let path = "{.items[*].endpoints[?(@.conditions.ready==true)].addresses[0]}";
+            let path = format!("jsonpath={path}");
+            let label = "kubernetes.io/service-name=served";
+            let found = lab.kubectl(&["get", "endpointslices", "-l", label, "-o", &path])?;
+            ensure!(found.split_whitespace().count() == wanted, "{found}");
+            Ok(())
+        })
+    };
+    endpoints(1)?;
+    lab.exec("served", &["rm", "/tmp/www/ready"])?;
+    let why = "Readiness probe failed: HTTP probe failed with statuscode: 404";
+    told(lab, "served", "Warning", "Unhealthy", why)?;
+    endpoints(0)?;
+    ensure!(row(lab, "served")? == ["0/1", "Running", "0"].map(str::to_owned));
+    let message = "{.status.conditions[?(@.type==\"Ready\")].message}";
+    let message = lab.value("pod/served", message)?;
+    ensure!(message == "containers with unready status: [main]", "{message}");
+    lab.exec("served", &["touch", "/tmp/www/ready"])?;
+    endpoints(1)
+}
+
+/// An agent that is killed while containers crash goes on where it was: it forgets no run and starts none twice.
+fn agent(lab: &Lab) -> Result<()> {
+    let restarts = || -> Result<u32> {
+        let path = "{.status.containerStatuses[0].restartCount}";
+        Ok(lab.value("pod/crash", path)?.parse()?)
+    };
+    let node = lab.value("pod/crash", "{.spec.nodeName}")?;
+    let before = restarts()?;
+    let pid = lab.pid(&node)?;
+    let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+    ensure!(killed.success(), "the agent was not killed");
+    lab.eventually("the agent is back", || {
+        ensure!(lab.pid(&node)? != pid, "not yet");
+        Ok(())
+    })?;
+    lab.eventually("the container is started again", || {
+        let now = restarts()?;
+        ensure!(now > before, "{now} after {before}");
+        Ok(())
+    })?;
+    ensure!(restarts()? <= before + 2, "it waits between runs");
+    shows(lab, "crash", "CrashLoopBackOff")?;
+    lab.kubectl(&["logs", "crash", "--previous"]).map(drop)
 }

@@ -26,6 +26,10 @@ use crate::rootfs;
 /// Output that an attached client has not taken; beyond this it is cut off, so that it holds nobody up.
 const ATTACHED_BYTES_MAX: usize = 1 << 20;
 
+/// The exit code of a container whose first process could not be made, and its reason (containerd's).
+const START_FAILED: i32 = 128;
+const START_ERROR: &str = "StartError";
+
 /// What a new container takes from its pod.
 pub(crate) struct Pod<'a> {
     pub(crate) directory: &'a Path,
@@ -72,7 +76,8 @@ pub(crate) struct Started {
 }
 
 impl Container {
-    /// Makes the container; its first process waits for [`Container::start`]. Undone on failure.
+    /// Makes the container; its first process waits for [`Container::start`]. Undone on failure, but for a first
+    /// process that cannot be made: that is for `start` to say.
     pub(crate) fn create(
         pod: &Pod<'_>,
         id: &str,
@@ -144,8 +149,27 @@ impl Container {
             stdin: None,
             terminal: None,
         };
-        container.build(id)?;
+        if let Err(why) = container.build(id) {
+            container.fail(why);
+        }
         Ok(container)
+    }
+
+    /// Whether its first process could not be made.
+    pub(crate) fn never_ran(&self) -> bool {
+        self.status.reason == START_ERROR
+    }
+
+    /// A container whose first process could not be made is one that ended: as with containerd, it is there to be
+    /// looked at, counts as a run, and says why when it is started.
+    fn fail(&mut self, why: String) {
+        self.cgroup.remove();
+        self.status.state = ContainerState::Exited;
+        self.status.pid = 0;
+        self.status.exit_code = START_FAILED;
+        self.status.finished_at = Some(jiff::Timestamp::now());
+        self.status.reason = START_ERROR.into();
+        self.status.message = why;
     }
 
     fn build(&mut self, id: &str) -> Result<(), String> {
@@ -197,6 +221,9 @@ impl Container {
 
     /// Lets the first process execute its command.
     pub(crate) fn start(&mut self) -> Result<(), String> {
+        if self.never_ran() {
+            return Err(self.status.message.clone());
+        }
         let mut init = Init::load(self.state_root.join(&self.status.id))
             .map_err(|error| reason("start", &error))?;
         init.start().map_err(|error| reason("start", &error))?;
