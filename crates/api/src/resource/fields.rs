@@ -83,7 +83,9 @@ pub fn event(object: &Value) -> Fields {
         &object["regarding"]
     };
     let source = text(&object["source"]["component"]);
-    let reporter = text(&object["reportingComponent"]);
+    // The group events.k8s.io has other words for the same fields.
+    let reporter = [&object["reportingComponent"], &object["reportingController"]];
+    let reporter = reporter.map(text).into_iter().find(|one| !one.is_empty()).unwrap_or_default();
     vec![
         ("involvedObject.kind", text(&about["kind"])),
         ("involvedObject.namespace", text(&about["namespace"])),
@@ -96,9 +98,34 @@ pub fn event(object: &Value) -> Fields {
         ("regarding.namespace", text(&about["namespace"])),
         ("regarding.name", text(&about["name"])),
         ("regarding.uid", text(&about["uid"])),
+        ("regarding.apiVersion", text(&about["apiVersion"])),
+        ("regarding.resourceVersion", text(&about["resourceVersion"])),
+        ("regarding.fieldPath", text(&about["fieldPath"])),
         ("reason", text(&object["reason"])),
         ("reportingComponent", reporter.clone()),
+        ("reportingController", reporter.clone()),
         ("source", if source.is_empty() { reporter } else { source }),
         ("type", text(&object["type"])),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn events_are_selected_by_the_words_of_both_groups() {
+        let core = json!({"involvedObject": {"kind": "Pod"}, "reportingComponent": "kubelet"});
+        let new = json!({"regarding": {"kind": "Pod"}, "reportingController": "kubelet"});
+        for event in [event(&core), event(&new)] {
+            for field in ["reportingComponent", "reportingController", "source"] {
+                assert!(event.contains(&(field, "kubelet".to_owned())), "{field}");
+            }
+            for field in ["involvedObject.kind", "regarding.kind"] {
+                assert!(event.contains(&(field, "Pod".to_owned())), "{field}");
+            }
+        }
+    }
 }
