@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::action::{Action, Notice, ObjectKind, Plan};
 use crate::objects::{label, reference};
 use crate::proxy::Settings;
-use crate::service::Protocol;
+use crate::service::{LABEL_HEADLESS, LABEL_PROXY_NAME, Protocol};
 
 /// The type of the condition of Services. It appears with the first conflict.
 pub const CONDITION: &str = "NodePortsFree";
@@ -23,8 +23,8 @@ pub const CONDITION: &str = "NodePortsFree";
 pub const IN_USE: &str = "NodePortInUse";
 /// Its reason when the conflict is over.
 const FREE: &str = "NodePortsFree";
-/// Services with this label are another proxy's.
-const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// Services with one of these labels are not this proxy's.
+const NOT_CARRIED: [&str; 2] = [LABEL_PROXY_NAME, LABEL_HEADLESS];
 
 /// A socket of the node that listens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,7 +60,7 @@ pub fn node_ports(services: &Objects<Service>) -> BTreeSet<u16> {
 
 fn ports(service: &Service) -> impl Iterator<Item = (Protocol, u16)> {
     let spec = service.spec.as_ref();
-    let spec = spec.filter(|_| label(service, OTHER_PROXY).is_none());
+    let spec = spec.filter(|_| NOT_CARRIED.iter().all(|name| label(service, name).is_none()));
     let listed = spec.and_then(|spec| spec.ports.as_ref()).into_iter().flatten();
     listed.filter_map(|port| {
         let number = u16::try_from(port.node_port?).ok().filter(|number| *number != 0)?;

@@ -16,7 +16,7 @@ pub use endpoints::{Categories, Endpoint, categorize, endpoints_of};
 
 /// Services with this label belong to another proxy.
 pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-/// Slices with this label belong to headless Services.
+/// Services and slices with this label are headless, whatever address they have.
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 /// A slice's Service.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -210,8 +210,9 @@ pub fn service_of(slice: &EndpointSlice) -> Option<Name> {
 /// Whether the proxy has anything to do for a Service.
 #[must_use]
 pub fn is_proxied(service: &Service) -> bool {
-    let foreign =
-        service.meta().labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_PROXY_NAME));
+    let foreign = service.meta().labels.as_ref().is_some_and(|labels| {
+        [LABEL_PROXY_NAME, LABEL_HEADLESS].iter().any(|label| labels.contains_key(*label))
+    });
     let Some(spec) = &service.spec else { return false };
     !foreign && spec.type_.as_deref() != Some("ExternalName") && !cluster_ips(spec).is_empty()
 }

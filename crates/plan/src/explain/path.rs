@@ -280,13 +280,20 @@ impl Chain<'_> {
             )
         } else {
             debug_assert!(!service.is_some_and(|service| is_proxied(service)), "it was passed");
-            let label = crate::service::LABEL_PROXY_NAME;
-            (
-                format!(
-                    "the ClusterIP of Service {name}, which the label {label} gives to another proxy"
-                ),
-                "Another proxy decides.".to_owned(),
-            )
+            let labels = service.and_then(|service| service.meta().labels.as_ref());
+            let other = crate::service::LABEL_PROXY_NAME;
+            if labels.is_some_and(|labels| labels.contains_key(other)) {
+                let words = format!(
+                    "the ClusterIP of Service {name}, which the label {other} gives to another proxy"
+                );
+                (words, "Another proxy decides.".to_owned())
+            } else {
+                let label = crate::service::LABEL_HEADLESS;
+                let words = format!(
+                    "the ClusterIP of Service {name}, which the label {label} takes from the proxy"
+                );
+                (words, "No proxy carries it.".to_owned())
+            }
         };
         self.say_address(shown, Some(name.to_string()), &words, true);
         (if local { Sees::Answer } else { Sees::Outside }, verdict)

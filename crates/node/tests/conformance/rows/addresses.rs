@@ -255,11 +255,15 @@ fn protocols(world: &mut World) {
 
 fn foreign_services(world: &mut World) {
     let other = service(10, &["a"]).label("service.kubernetes.io/service-proxy-name", "other");
-    world.apply(&[other.balanced("VIP"), service(11, &["a"])]);
+    let headless = service(12, &["a"]).label("service.kubernetes.io/headless", "");
+    world.apply(&[other.balanced("VIP"), service(11, &["a"]), headless]);
     each(|family, protocol, _| {
         let to = SocketAddr::new(balancer_ip(family, 10), port(protocol));
         assert_eq!(world.agree("b", protocol, to), Verdict::Pass);
-        assert_eq!(world.agree("b", protocol, cluster(family, 10, protocol)), Verdict::Drop);
+        for number in [10, 12] {
+            let to = cluster(family, number, protocol);
+            assert_eq!(world.agree("b", protocol, to), Verdict::Drop);
+        }
         world.agree("b", protocol, cluster(family, 11, protocol));
     });
 }
