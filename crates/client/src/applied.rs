@@ -21,6 +21,12 @@ impl Applied {
         self.0.send_if_modified(|known| std::mem::replace(known, revision) != revision);
     }
 
+    /// How far the sink is.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        *self.0.borrow()
+    }
+
     /// Waits until the sink has everything up to `revision`; tells how far it is then.
     pub async fn reached(&self, revision: u64) -> u64 {
         let mut follow = self.0.subscribe();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::Kind;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select_all};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -121,6 +121,7 @@ trait Source: Send + Sync {
     fn synced(&self) -> Boxed<'_>;
     fn caught_up<'a>(&'a self, written: &BTreeMap<&'static str, u64>) -> Boxed<'a>;
     fn seen(&self) -> u64;
+    fn passed(&self, revision: u64) -> Boxed<'_>;
 }
 
 impl<K: Kind> Source for Reflector<K> {
@@ -137,6 +138,10 @@ impl<K: Kind> Source for Reflector<K> {
     /// Every change up to this revision has made its keys dirty: it moves after the listeners.
     fn seen(&self) -> u64 {
         self.revision().unwrap_or(0)
+    }
+
+    fn passed(&self, revision: u64) -> Boxed<'_> {
+        Box::pin(self.reached(revision + 1))
     }
 }
 
@@ -211,6 +216,17 @@ impl<Key: Ord + Clone + Send + 'static> Inputs<Key> {
         }
     }
 
+    /// Waits until a reflector that is told about is further than was told. Its revision moves after the keys of a change
+    /// are dirty, and so perhaps after they are applied.
+    async fn moved(&self) {
+        let all = self.told.iter().map(|(source, applied)| source.passed(applied.now()));
+        let all: Vec<Boxed<'_>> = all.collect();
+        if all.is_empty() {
+            return std::future::pending().await;
+        }
+        select_all(all).await;
+    }
+
     async fn caught_up(&self, written: &BTreeMap<&'static str, u64>) {
         let all = join_all(self.sources.iter().map(|source| source.caught_up(written)));
         let _ = tokio::time::timeout(CATCH_UP_MAX, all).await;
@@ -240,8 +256,13 @@ pub async fn run<R: Reconcile>(
     let mut last: Option<R::Key> = None;
     loop {
         let key = tokio::select! {
+            biased;
             () = shutdown.cancelled() => return,
             key = next_key(&inputs.dirty, &mut timers, last.as_ref()) => key,
+            () = inputs.moved(), if failures.is_empty() => {
+                inputs.tell();
+                continue;
+            }
         };
         last = Some(key.clone());
         inputs.caught_up(&client.written()).await;

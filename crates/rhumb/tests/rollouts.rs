@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use testkit::lab::Lab;
 use testkit::load::{Counts, Load};
 
@@ -164,18 +164,7 @@ fn the_guard_is_off_by_annotation_and_never_holds_a_pod_for_long() -> Result<()>
     lab.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
     let agent = lab.pid("n2")?;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent), nix::sys::signal::Signal::SIGSTOP)?;
-    let on_n1 = lab.kubectl(&[
-        "get",
-        "pods",
-        "-l",
-        "app=web",
-        "--field-selector",
-        "spec.nodeName=n1",
-        "-o",
-        "name",
-    ]);
-    let gone = on_n1
-        .and_then(|pods| lab.kubectl(&["delete", "--wait=false", pods.lines().next().unwrap()]));
+    let gone = on_n1(&lab).and_then(|pod| lab.kubectl(&["delete", "--wait=false", "pod", &pod]));
     let named = gone.and_then(|_| {
         lab.eventually("the pod ends and says why", || {
             let events = lab.kubectl(&[
@@ -191,4 +180,12 @@ fn the_guard_is_off_by_annotation_and_never_holds_a_pod_for_long() -> Result<()>
     });
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent), nix::sys::signal::Signal::SIGCONT)?;
     named
+}
+
+/// A pod of the Deployment on n1 that is not on its way out already.
+fn on_n1(lab: &Lab) -> Result<String> {
+    let pods = lab.get(&["pods", "-l", "app=web", "--field-selector", "spec.nodeName=n1"])?;
+    let mut pods = pods["items"].as_array().into_iter().flatten().map(|pod| &pod["metadata"]);
+    let stays = pods.find(|meta| meta["deletionTimestamp"].is_null());
+    stays.and_then(|meta| meta["name"].as_str()).map(str::to_owned).context("n1 has no pod")
 }
