@@ -1,6 +1,7 @@
-//! Sinks to Linux: nftables, iptables, rtnetlink, namespaces, conntrack, ARP.
+//! Sinks to Linux: nftables, iptables, rtnetlink, namespaces, conntrack, ARP, eBPF.
 
 pub mod arp;
+pub mod bpf;
 pub mod conntrack;
 pub mod iptables;
 pub mod link;

@@ -1,4 +1,5 @@
-//! The nftables and iptables rule sets, links, routes and addresses as data.
+//! The nftables and iptables rule sets, the tables of eBPF programs, links, routes and addresses as data.
 
+pub mod bpf;
 pub mod iptables;
 pub mod nft;

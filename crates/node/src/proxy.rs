@@ -4,6 +4,7 @@
 //! kernel what differs, by nftables or in another way. What the kernel has goes on forwarding while this is not running.
 
 mod backend;
+mod ebpf;
 mod health;
 mod iptables;
 mod leave;
@@ -36,6 +37,7 @@ use leave::Others;
 use progress::Progress;
 
 pub use backend::Plan;
+pub use ebpf::{Namespaces, Plan as EbpfPlan};
 pub use health::Health;
 pub use iptables::Plan as IptablesPlan;
 pub use metrics::Metrics;
@@ -61,6 +63,8 @@ pub struct Config {
     pub conntrack: ConntrackLimits,
     /// Learns how far the kernel is with the EndpointSlices.
     pub applied: Applied,
+    /// Whose the network namespaces on this node are.
+    pub namespaces: Namespaces,
 }
 
 impl Config {
@@ -70,7 +74,8 @@ impl Config {
         let health = SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT));
         let metrics = SocketAddr::from(([127, 0, 0, 1], METRICS_PORT));
         let (conntrack, applied) = (ConntrackLimits::default(), Applied::default());
-        Self { settings, health, metrics, conntrack, applied }
+        let namespaces = tokio::sync::watch::Sender::default().subscribe();
+        Self { settings, health, metrics, conntrack, applied, namespaces }
     }
 }
 
@@ -112,17 +117,27 @@ impl Proxy {
         self.backend.distrust();
     }
 
+    /// Learns whose the network namespaces on this node are, for data planes at sockets.
+    pub fn follow(&mut self, namespaces: Namespaces) {
+        self.backend.follow(namespaces);
+    }
+
     fn act(&mut self, plan: Plan) -> Result<Next, SinkError> {
         let mut applied = self.backend.apply(plan)?;
         if applied.whole {
-            let (mode, flavor) = (self.backend.views().settings().mode, self.backend.flavor());
-            applied.before.extend(self.others.remove(mode, flavor));
+            let flavor = self.backend.flavor();
+            let settings = self.backend.views().settings();
+            applied.before.extend(self.others.remove(settings, flavor));
         }
         self.udp.retire(applied.before);
         if applied.udp {
             self.udp.clean(self.backend.views())?;
         }
         self.backend.verify()?;
+        self.health.carries_by(self.backend.mode());
+        if let Some(trouble) = self.backend.trouble() {
+            self.health.complain_of_mode(&trouble);
+        }
         self.progress.done(applied.whole);
         let views = self.backend.views();
         self.health.publish(views.health(), &views.node().addresses);
@@ -161,8 +176,10 @@ pub async fn run(
 ) -> Result<(), SinkError> {
     prepare(&config.settings, config.conntrack);
     let health = Health::start(config.health, shutdown.clone());
-    health.report_to(Recorder::new(&client, "kube-proxy", &config.settings.node));
+    let recorder = Recorder::new(&client, "kube-proxy", &config.settings.node);
+    health.report_to(recorder, &config.settings.node);
     let mut proxy = Proxy::open(config.settings.clone(), health.clone())?;
+    proxy.follow(config.namespaces.clone());
     let progress = Progress::new();
     proxy.progress = progress.clone();
     health.serve_metrics(config.metrics, progress.metrics.clone());
@@ -197,6 +214,7 @@ pub async fn run(
     let ranges: Reflector<ServiceCIDR> = Reflector::start(&client, ListParams::default());
     let poke = inputs.poke();
     ranges.listen(move |_| poke(()));
+    ebpf::listen(config.namespaces, inputs.poke(), shutdown.clone());
     let told = config.settings.service_cidrs;
     let snapshot = move || {
         health.syncing();

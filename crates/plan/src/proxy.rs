@@ -5,6 +5,8 @@
 //! Two tables (`ip`, `ip6`) and not one `inet`: keys have one address type each, and one family never blocks the other.
 //! Upstream counterpart: `pkg/proxy/nftables`.
 
+mod claim;
+mod ebpf;
 mod elements;
 mod fold;
 pub mod iptables;
@@ -16,6 +18,7 @@ mod views;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
 use api::core::Node;
 use ipnet::IpNet;
@@ -38,15 +41,18 @@ pub enum Mode {
     Nftables,
     /// iptables, in upstream's chains.
     Iptables,
+    /// eBPF programs at sockets and links, and nftables for what they leave.
+    Ebpf,
 }
 
 impl Mode {
-    /// Upstream's word for it.
+    /// Upstream's word for it, where upstream has it.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Ebpf => "ebpf",
         }
     }
 }
@@ -63,6 +69,16 @@ pub enum IptablesBackend {
     Legacy,
 }
 
+/// Where eBPF programs and their tables are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EbpfPlace {
+    /// The folder that keeps them while no agent runs, or below which a file system for that is mounted.
+    pub pins: PathBuf,
+    /// The control group whose processes are led to endpoints at their sockets, below the root of the hierarchy; empty
+    /// for all processes.
+    pub cgroup: String,
+}
+
 /// What the proxy is told at start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -72,6 +88,8 @@ pub struct Settings {
     pub mode: Mode,
     /// Which iptables, where that is the mode.
     pub iptables: IptablesBackend,
+    /// Where eBPF programs and their tables are, where that is the mode.
+    pub ebpf: EbpfPlace,
     /// Addresses that are Services' or nobody's: packets to those that no Service has are dropped.
     pub service_cidrs: Vec<IpNet>,
     /// Addresses of pods: other clients of cluster addresses are masqueraded.

@@ -27,6 +27,8 @@ pub(crate) enum ProxyMode {
     Nftables,
     /// iptables' programs, in kube-proxy's chains
     Iptables,
+    /// eBPF programs at sockets and links, and nftables for what they leave
+    Ebpf,
 }
 
 /// A kind of iptables' programs.
@@ -64,6 +66,7 @@ impl Carry {
         match self.proxy_mode {
             None | Some(ProxyMode::Nftables) => Mode::Nftables,
             Some(ProxyMode::Iptables) => Mode::Iptables,
+            Some(ProxyMode::Ebpf) => Mode::Ebpf,
         }
     }
 

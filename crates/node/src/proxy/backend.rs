@@ -10,6 +10,7 @@ use kernel::iptables::Flavor;
 use plan::proxy::{Mode, Settings, Snapshot, Views};
 
 use super::SinkError;
+use super::ebpf::{self, Ebpf, Namespaces};
 use super::iptables::{self, Iptables};
 use super::nftables::{self, Nftables};
 
@@ -20,6 +21,8 @@ pub enum Plan {
     Nftables(nftables::Plan),
     /// By iptables.
     Iptables(iptables::Plan),
+    /// By eBPF, and nftables underneath.
+    Ebpf(ebpf::Plan),
 }
 
 /// What came of it.
@@ -47,6 +50,7 @@ pub(super) fn whole(snapshot: &Snapshot, anew: bool) -> Cow<'_, Snapshot> {
 pub(super) enum Backend {
     Nftables(Nftables),
     Iptables(Iptables),
+    Ebpf(Box<Ebpf>),
 }
 
 impl Backend {
@@ -55,6 +59,7 @@ impl Backend {
         match settings.mode {
             Mode::Nftables => Nftables::open(settings).map(Self::Nftables),
             Mode::Iptables => Iptables::open(settings).map(Self::Iptables),
+            Mode::Ebpf => Ebpf::open(settings).map(|ebpf| Self::Ebpf(Box::new(ebpf))),
         }
     }
 
@@ -63,6 +68,7 @@ impl Backend {
         match self {
             Self::Nftables(nftables) => Plan::Nftables(nftables.plan(snapshot)),
             Self::Iptables(iptables) => Plan::Iptables(iptables.plan(snapshot)),
+            Self::Ebpf(ebpf) => Plan::Ebpf(ebpf.plan(snapshot)),
         }
     }
 
@@ -71,6 +77,7 @@ impl Backend {
         match (self, plan) {
             (Self::Nftables(nftables), Plan::Nftables(plan)) => nftables.apply(plan),
             (Self::Iptables(iptables), Plan::Iptables(plan)) => iptables.apply(plan),
+            (Self::Ebpf(ebpf), Plan::Ebpf(plan)) => ebpf.apply(plan),
             // Somebody else's plan: what this kernel has is to be looked at anew.
             (backend, _) => {
                 backend.forget();
@@ -84,6 +91,7 @@ impl Backend {
         match self {
             Self::Nftables(nftables) => nftables.verify(),
             Self::Iptables(iptables) => iptables.verify(),
+            Self::Ebpf(ebpf) => ebpf.verify(),
         }
     }
 
@@ -93,14 +101,39 @@ impl Backend {
             // It always looks.
             Self::Nftables(_) => {}
             Self::Iptables(iptables) => iptables.distrust(),
+            Self::Ebpf(ebpf) => ebpf.distrust(),
         }
     }
 
     /// Which kind of iptables is used, if any.
     pub(super) fn flavor(&self) -> Option<Flavor> {
         match self {
-            Self::Nftables(_) => None,
+            Self::Nftables(_) | Self::Ebpf(_) => None,
             Self::Iptables(iptables) => Some(iptables.programs().flavor()),
+        }
+    }
+
+    /// The mode that it is in truth: what the kernel does not run is not there.
+    pub(super) fn mode(&self) -> Mode {
+        match self {
+            Self::Nftables(_) => Mode::Nftables,
+            Self::Iptables(_) => Mode::Iptables,
+            Self::Ebpf(ebpf) => ebpf.mode(),
+        }
+    }
+
+    /// What is wrong with it, though Services are carried; told once.
+    pub(super) fn trouble(&mut self) -> Option<String> {
+        match self {
+            Self::Nftables(_) | Self::Iptables(_) => None,
+            Self::Ebpf(ebpf) => ebpf.trouble(),
+        }
+    }
+
+    /// Learns whose the network namespaces on this node are.
+    pub(super) fn follow(&mut self, namespaces: Namespaces) {
+        if let Self::Ebpf(ebpf) = self {
+            ebpf.follow(namespaces);
         }
     }
 
@@ -109,6 +142,7 @@ impl Backend {
         match self {
             Self::Nftables(nftables) => nftables.forget(),
             Self::Iptables(iptables) => iptables.forget(),
+            Self::Ebpf(ebpf) => ebpf.forget(),
         }
     }
 
@@ -117,6 +151,7 @@ impl Backend {
         match self {
             Self::Nftables(nftables) => nftables.views(),
             Self::Iptables(iptables) => iptables.views(),
+            Self::Ebpf(ebpf) => ebpf.views(),
         }
     }
 
@@ -125,6 +160,7 @@ impl Backend {
         match self {
             Self::Nftables(nftables) => nftables.wait(),
             Self::Iptables(iptables) => iptables.wait(),
+            Self::Ebpf(ebpf) => ebpf.wait(),
         }
     }
 }

@@ -45,6 +45,7 @@ struct State {
     services: BTreeMap<u16, (Name, usize)>,
     listeners: BTreeMap<SocketAddr, CancellationToken>,
     recorder: Option<Recorder>,
+    node: Option<String>,
     /// What answers `/metrics`, and where.
     metrics: Option<(u16, Metrics)>,
     mode: Mode,
@@ -74,9 +75,11 @@ impl Health {
         health
     }
 
-    /// Tells Services whose port is not to be had with events.
-    pub fn report_to(&self, recorder: Recorder) {
-        self.state.lock().recorder = Some(recorder);
+    /// Tells Services whose port is not to be had, and the node, with events.
+    pub fn report_to(&self, recorder: Recorder, node: &str) {
+        let mut state = self.state.lock();
+        state.recorder = Some(recorder);
+        state.node = Some(node.to_owned());
     }
 
     /// What `/proxyMode` says.
@@ -181,6 +184,19 @@ impl Health {
             format!("{}/{}", name.namespace, name.name)
         );
         recorder.event_at(about, EventKind::Warning, "FailedToStartServiceHealthcheck", message);
+    }
+
+    /// The mode that was asked for is not to be had, or not whole: the node's events say so.
+    pub(super) fn complain_of_mode(&self, trouble: &str) {
+        let state = self.state.lock();
+        let (Some(node), Some(recorder)) = (&state.node, &state.recorder) else { return };
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Node".to_owned()),
+            name: Some(node.clone()),
+            ..ObjectReference::default()
+        };
+        recorder.event_at(about, EventKind::Warning, "ProxyModeUnavailable", trouble.to_owned());
     }
 
     /// Serves connections until the listener fails.

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
+use kernel::bpf;
 use kernel::iptables::{Flavor, Iptables, IptablesError};
 use kernel::nftables::Nftables;
 use net::iptables::{Ruleset, Saved, TableId};
 use net::nft::{Family, Op, Transaction};
 use plan::proxy::iptables::{CLUSTER_IPS, takeover};
-use plan::proxy::{FAMILIES, Mode, SetId, TABLE, udp_frontends};
+use plan::proxy::{FAMILIES, Mode, SetId, Settings, TABLE, udp_frontends};
 
 use super::SinkError;
 use super::iptables::tell;
@@ -26,12 +28,19 @@ impl Others {
         Ok(Self { nft: Nftables::open()?, programs: Iptables::open(Flavor::Nft)? })
     }
 
-    /// Takes away what is not of `mode`, and of iptables what is not of `flavor`. Answers the UDP frontends that were in
+    /// Takes away what is not of the mode, and of iptables what is not of `flavor`. Answers the UDP frontends that were in
     /// it. What cannot be taken away is logged: Services are carried all the same.
-    pub(super) fn remove(&mut self, mode: Mode, flavor: Option<Flavor>) -> BTreeSet<SocketAddr> {
+    pub(super) fn remove(
+        &mut self,
+        settings: &Settings,
+        flavor: Option<Flavor>,
+    ) -> BTreeSet<SocketAddr> {
         let mut before = BTreeSet::new();
+        if settings.mode != Mode::Ebpf {
+            log(remove_programs(&settings.ebpf.pins));
+        }
         for family in FAMILIES {
-            if mode != Mode::Nftables {
+            if settings.mode == Mode::Iptables {
                 log(self.remove_table(family, &mut before));
             }
             for other in Flavor::ALL.into_iter().filter(|other| Some(*other) != flavor) {
@@ -86,6 +95,14 @@ impl Others {
         tracing::info!(component = "proxy", family, backend, "iptables' rules are removed");
         Ok(())
     }
+}
+
+fn remove_programs(pins: &Path) -> Result<(), SinkError> {
+    if bpf::is_pinned(pins) {
+        bpf::remove(pins)?;
+        tracing::info!(component = "proxy", "eBPF's programs and tables are removed");
+    }
+    Ok(())
 }
 
 fn log(result: Result<(), SinkError>) {

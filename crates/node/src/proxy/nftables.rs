@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use net::bpf;
 use net::nft::Table;
 use parking_lot::Mutex;
 use plan::proxy::{Change, FAMILIES, Fold, Settings, Snapshot, Views};
@@ -64,6 +65,11 @@ impl Nftables {
                 Ok(Applied { udp, ..Applied::default() })
             }
         }
+    }
+
+    /// All that eBPF programs are told beside the rules.
+    pub(super) fn fast(&self) -> bpf::Tables {
+        self.fold.lock().fast()
     }
 
     pub(super) fn verify(&mut self) -> Result<(), SinkError> {

@@ -17,6 +17,9 @@ pub enum SinkError {
     /// iptables' programs are missing or refused.
     #[error(transparent)]
     Iptables(#[from] kernel::iptables::IptablesError),
+    /// eBPF's programs or tables.
+    #[error(transparent)]
+    Bpf(#[from] kernel::bpf::BpfError),
 }
 
 /// Commits tables and changes. Knows what the kernel has, or that it does not know.

@@ -135,6 +135,11 @@ pub fn ruleset(cluster: &Cluster, settings: Settings) -> String {
             let fold = fold(cluster, settings);
             FAMILIES.map(|family| net::nft::render(&fold.table(family))).concat()
         }
+        Mode::Ebpf => {
+            let fold = fold(cluster, settings);
+            let rules = FAMILIES.map(|family| net::nft::render(&fold.table(family))).concat();
+            net::bpf::render(&fold.fast()) + &rules
+        }
         Mode::Iptables => {
             let snapshot = snapshot(cluster, &settings);
             let mut fold = iptables::Fold::new(settings);

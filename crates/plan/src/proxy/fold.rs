@@ -9,12 +9,15 @@ use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
 use api::{Name, Objects};
 use ipnet::IpNet;
+use net::bpf;
 use net::nft::{Chain, Family, Key, SetChange, Table, Value};
 
+use super::claim::Claim;
+use super::ebpf::{Before, Fast};
 use super::elements::{ChainId, Class, Lowered, SetId, lower};
 use super::ruleset::{draw_chain, skeleton};
 use super::views::Views;
-use super::{FAMILIES, Settings};
+use super::{FAMILIES, Mode, Settings};
 
 /// The objects that the proxy watches, at one moment.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +60,8 @@ pub struct FamilyChange {
 pub struct Change {
     /// By family.
     pub families: BTreeMap<Family, FamilyChange>,
+    /// What the eBPF programs are told; nothing in mode nftables.
+    pub fast: bpf::Change,
     /// Whether a UDP flow may now lead to the wrong place.
     pub udp: bool,
     /// Whether health check ports or their numbers differ.
@@ -68,48 +73,18 @@ impl Change {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let none = |change: &FamilyChange| change.chains.is_empty() && change.elements.is_empty();
-        self.families.values().all(none) && !self.udp && !self.health
+        self.families.values().all(none) && self.fast.is_empty() && !self.udp && !self.health
     }
 }
 
 /// Where UDP flows to a frontend may lead.
 pub type UdpFrontends = BTreeMap<SocketAddr, BTreeSet<SocketAddr>>;
 
-/// Who claims an element. Two Services may claim one (the same external address and port): the first by name has it.
-type Claims = BTreeMap<(SetId, Key), Claim>;
+/// Who claims an element.
+type Claims = BTreeMap<(SetId, Key), Claim<Value>>;
 
 /// What elements were before a change; `None` while nobody asks.
 type Moved = Option<BTreeMap<Family, BTreeMap<(SetId, Key), Option<Value>>>>;
-
-/// Almost every element has one claimant; the rest are in the order of their names.
-#[derive(Clone, Debug)]
-struct Claim {
-    first: (Name, Value),
-    others: Vec<(Name, Value)>,
-}
-
-impl Claim {
-    fn add(&mut self, mut claim: (Name, Value)) {
-        if claim.0 < self.first.0 {
-            std::mem::swap(&mut self.first, &mut claim);
-        }
-        let place = self.others.partition_point(|(claimant, _)| *claimant < claim.0);
-        self.others.insert(place, claim);
-    }
-
-    /// Whether anybody is left.
-    fn remove(&mut self, name: &Name) -> bool {
-        self.others.retain(|(claimant, _)| claimant != name);
-        if self.first.0 != *name {
-            return true;
-        }
-        if self.others.is_empty() {
-            return false;
-        }
-        self.first = self.others.remove(0);
-        true
-    }
-}
 
 #[derive(Clone, Debug, Default)]
 struct FamilyState {
@@ -126,6 +101,8 @@ pub struct Fold {
     views: Views,
     shares: BTreeMap<Name, Share>,
     families: BTreeMap<Family, FamilyState>,
+    /// In mode ebpf only.
+    fast: Option<Fast>,
 }
 
 impl Fold {
@@ -133,6 +110,7 @@ impl Fold {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
+            fast: (settings.mode == Mode::Ebpf).then(Fast::default),
             views: Views::new(settings),
             shares: BTreeMap::new(),
             families: FAMILIES.into_iter().map(|family| (family, FamilyState::default())).collect(),
@@ -157,7 +135,7 @@ impl Fold {
         for (family, moved) in moved.into_iter().flatten() {
             let state = &self.families[&family];
             let changes = moved.into_iter().filter_map(|(at, old)| {
-                let new = state.claims.get(&at).map(|claim| claim.first.1.clone());
+                let new = state.claims.get(&at).map(|claim| claim.value().clone());
                 let (set, key) = at;
                 (old != new).then(|| SetChange { set: set.name().into(), key, old, new })
             });
@@ -175,8 +153,12 @@ impl Fold {
     fn step(&mut self, snapshot: &Snapshot, moved: &mut Moved) -> Change {
         let dirty = self.views.advance(snapshot);
         let mut change = Change::default();
+        let mut before = Before::default();
         // First all that goes, then all that comes: an address may move from one Service to another.
         for name in &dirty {
+            if let Some(fast) = &mut self.fast {
+                fast.withdraw(name, &mut before);
+            }
             let Some(share) = self.shares.remove(name) else { continue };
             self.withdraw(name, &share, moved);
         }
@@ -184,6 +166,9 @@ impl Fold {
             let (view, touched) = self.views.look(&name);
             change.health |= touched.health;
             change.udp |= touched.udp;
+            if let Some(fast) = &mut self.fast {
+                fast.claim(&name, &view, self.views.settings(), &mut before);
+            }
             let lowered = FAMILIES.map(|family| lower(&view, family));
             let keys = |lowered: &Lowered| {
                 lowered.elements.iter().map(|(set, key, _)| (*set, key.clone())).collect()
@@ -193,6 +178,9 @@ impl Fold {
             if share.iter().any(|keys| !keys.is_empty()) {
                 self.shares.insert(name, share);
             }
+        }
+        if let Some(fast) = &mut self.fast {
+            change.fast = fast.settle(before);
         }
         change
     }
@@ -210,10 +198,16 @@ impl Fold {
         let mut claims = state.claims.iter().peekable();
         while let Some(((set, _), _)) = claims.peek().copied() {
             let of_set = std::iter::from_fn(|| claims.next_if(|((other, _), _)| other == set));
-            let elements = of_set.map(|((_, key), claim)| (key.clone(), claim.first.1.clone()));
+            let elements = of_set.map(|((_, key), claim)| (key.clone(), claim.value().clone()));
             table.elements.insert(set.name().into(), elements.collect());
         }
         table
+    }
+
+    /// All that the eBPF programs are told; nothing in mode nftables.
+    #[must_use]
+    pub fn fast(&self) -> bpf::Tables {
+        self.fast.as_ref().map(Fast::tables).unwrap_or_default()
     }
 
     /// The Services that the table is planned from.
@@ -247,7 +241,7 @@ impl Fold {
                 let Some(claim) = state.claims.get_mut(at) else { continue };
                 if let Some(moved) = moved {
                     let before = moved.entry(family).or_default().entry(at.clone());
-                    before.or_insert_with(|| Some(claim.first.1.clone()));
+                    before.or_insert_with(|| Some(claim.value().clone()));
                 }
                 if !claim.remove(name) {
                     state.claims.remove(at);
@@ -278,7 +272,7 @@ impl Fold {
                 let place = state.claims.entry((set, key));
                 if let Some(moved) = moved {
                     let before = match &place {
-                        Entry::Occupied(claim) => Some(claim.get().first.1.clone()),
+                        Entry::Occupied(claim) => Some(claim.get().value().clone()),
                         Entry::Vacant(_) => None,
                     };
                     let moved = moved.entry(family).or_default();
@@ -287,7 +281,7 @@ impl Fold {
                 match place {
                     Entry::Occupied(mut claim) => claim.get_mut().add((name.clone(), value)),
                     Entry::Vacant(place) => {
-                        place.insert(Claim { first: (name.clone(), value), others: Vec::new() });
+                        place.insert(Claim::new((name.clone(), value)));
                     }
                 }
             }

@@ -1,0 +1,327 @@
+//! Services by eBPF: programs lead connections at their sockets, and the whole nftables rule set underneath carries
+//! whatever they leave. So nothing depends on them but speed: what goes wrong with them takes them away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kernel::bpf::{self, BpfError, Connect, Place, Tables};
+use net::bpf::{Change, Spare, Steps};
+use plan::proxy::{EbpfPlace, Mode, Settings, Snapshot, Views};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::SinkError;
+use super::backend::Applied;
+use super::nftables::{self, Nftables};
+
+/// Whose the network namespaces on this node are, by their cookies; the node's own is not among them.
+pub type Namespaces = watch::Receiver<Arc<BTreeMap<u64, Place>>>;
+
+/// Programs that the kernel refused are tried again after this.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// How long entries stay that nobody is led to any more: programs that just read a frontend may still need them.
+const SWEEP_AFTER: Duration = Duration::from_millis(20);
+/// The tables are read back so seldom that it takes no more than this part of the time.
+const VERIFY_SHARE: u32 = 500;
+/// And not more often than this.
+const VERIFY_AFTER: Duration = Duration::from_secs(5);
+
+/// What the kernel is to be told.
+#[derive(Debug, PartialEq)]
+pub struct Plan {
+    rules: nftables::Plan,
+    fast: Told,
+}
+
+#[derive(Debug, PartialEq)]
+enum Told {
+    Nothing,
+    /// What the kernel has is not known.
+    Whole(net::bpf::Tables),
+    Change(Change),
+}
+
+/// The rules underneath, and the programs in front of them.
+#[derive(Debug)]
+pub(super) struct Ebpf {
+    nftables: Nftables,
+    place: EbpfPlace,
+    /// The node's network namespace.
+    own: Option<u64>,
+    namespaces: Option<Namespaces>,
+    fast: Option<Fast>,
+    /// When the programs are tried again.
+    retry: Instant,
+    trouble: Option<String>,
+}
+
+impl Ebpf {
+    pub(super) fn open(settings: Settings) -> Result<Self, SinkError> {
+        let mut ebpf = Self {
+            place: settings.ebpf.clone(),
+            nftables: Nftables::open(settings)?,
+            own: bpf::netns_cookie().ok(),
+            namespaces: None,
+            fast: None,
+            retry: Instant::now(),
+            trouble: None,
+        };
+        ebpf.start();
+        Ok(ebpf)
+    }
+
+    fn start(&mut self) {
+        match Fast::open(&self.place, self.own) {
+            Ok(fast) => {
+                self.fast = Some(fast);
+                tracing::info!(
+                    component = "proxy",
+                    "eBPF programs lead connections at their sockets"
+                );
+            }
+            Err(error) => self.give_up(&error),
+        }
+        if let Some(namespaces) = &mut self.namespaces {
+            namespaces.mark_changed();
+        }
+    }
+
+    /// The rules underneath carry everything, until the programs work again.
+    fn give_up(&mut self, error: &BpfError) {
+        self.fast = None;
+        self.retry = Instant::now() + RETRY_AFTER;
+        let mut trouble =
+            format!("mode ebpf is not to be had, nftables carries all Services: {error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            trouble.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        tracing::warn!(component = "proxy", "{trouble}");
+        self.trouble = Some(trouble);
+        if let Err(error) = bpf::remove(&self.place.pins) {
+            let error: &dyn Error = &error;
+            tracing::error!(component = "proxy", error, "eBPF programs stay that nobody keeps");
+        }
+    }
+
+    pub(super) fn plan(&self, snapshot: &Snapshot) -> Plan {
+        let mut rules = self.nftables.plan(snapshot);
+        let fast = match (&self.fast, &mut rules) {
+            (None, _) => Told::Nothing,
+            (Some(fast), nftables::Plan::Change(change)) if fast.known => {
+                Told::Change(std::mem::take(&mut change.fast))
+            }
+            (Some(_), _) => Told::Whole(self.nftables.fast()),
+        };
+        Plan { rules, fast }
+    }
+
+    pub(super) fn apply(&mut self, plan: Plan) -> Result<Applied, SinkError> {
+        let applied = self.nftables.apply(plan.rules);
+        let told = match (&mut self.fast, plan.fast) {
+            (Some(fast), Told::Whole(tables)) => fast.replace(&tables),
+            (Some(fast), Told::Change(change)) if fast.known => fast.change(&change),
+            _ => Ok(()),
+        };
+        if let Err(error) = told {
+            self.give_up(&error);
+        }
+        self.tell_namespaces();
+        applied
+    }
+
+    fn tell_namespaces(&mut self) {
+        let (Some(fast), Some(namespaces)) = (&mut self.fast, &mut self.namespaces) else { return };
+        if !namespaces.has_changed().unwrap_or_default() {
+            return;
+        }
+        let wanted = Arc::clone(&namespaces.borrow_and_update());
+        if let Err(error) = fast.tell_namespaces(&wanted, self.own) {
+            self.give_up(&error);
+        }
+    }
+
+    pub(super) fn verify(&mut self) -> Result<(), SinkError> {
+        self.nftables.verify()?;
+        match &mut self.fast {
+            None if self.retry <= Instant::now() => self.start(),
+            None => {}
+            Some(fast) if !fast.connect.is_attached() => {
+                tracing::warn!(
+                    component = "proxy",
+                    "somebody took eBPF programs away: they come back"
+                );
+                self.start();
+            }
+            Some(fast) if fast.known && fast.look_at <= Instant::now() => {
+                let looked = fast.look(&self.nftables.fast());
+                if let Err(error) = looked {
+                    self.give_up(&error);
+                }
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn distrust(&mut self) {
+        if let Some(fast) = &mut self.fast {
+            fast.look_at = Instant::now();
+        }
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.nftables.forget();
+        if let Some(fast) = &mut self.fast {
+            fast.known = false;
+        }
+    }
+
+    pub(super) fn views(&mut self) -> &Views {
+        self.nftables.views()
+    }
+
+    pub(super) fn wait(&self) -> Duration {
+        match &self.fast {
+            Some(fast) if !fast.known => Duration::ZERO,
+            Some(fast) if !fast.spare.is_empty() => SWEEP_AFTER,
+            _ => self.nftables.wait(),
+        }
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        if self.fast.is_some() { Mode::Ebpf } else { Mode::Nftables }
+    }
+
+    pub(super) fn trouble(&mut self) -> Option<String> {
+        self.trouble.take()
+    }
+
+    pub(super) fn follow(&mut self, mut namespaces: Namespaces) {
+        namespaces.mark_changed();
+        self.namespaces = Some(namespaces);
+    }
+}
+
+/// The programs' side of the kernel.
+#[derive(Debug)]
+struct Fast {
+    connect: Connect,
+    tables: Tables,
+    /// Whether what the tables hold is known.
+    known: bool,
+    spare: Spare,
+    /// When to read the tables back.
+    look_at: Instant,
+}
+
+impl Fast {
+    fn open(place: &EbpfPlace, own: Option<u64>) -> Result<Self, BpfError> {
+        let (connect, mut tables) = Connect::open(&place.pins, &place.cgroup)?;
+        if let Some(own) = own {
+            tables.put_namespace(own, Place::Node)?;
+        }
+        let (spare, look_at) = (Spare::default(), Instant::now());
+        Ok(Self { connect, tables, known: false, spare, look_at })
+    }
+
+    /// Makes the tables these, whatever they were.
+    fn replace(&mut self, wanted: &net::bpf::Tables) -> Result<(), BpfError> {
+        self.known = false;
+        self.spare = Spare::default();
+        let steps = self.tables.read()?.steps(&wanted.entries());
+        self.take(&steps)?;
+        self.known = true;
+        Ok(())
+    }
+
+    fn change(&mut self, change: &Change) -> Result<(), BpfError> {
+        if change.is_empty() { self.sweep() } else { self.take(&Steps::from(change)) }
+    }
+
+    fn take(&mut self, steps: &Steps) -> Result<(), BpfError> {
+        for (key, endpoint) in &steps.endpoints {
+            self.tables.put_endpoint(*key, *endpoint)?;
+        }
+        for member in &steps.members {
+            self.tables.put_member(member)?;
+        }
+        for (key, frontend) in &steps.frontends {
+            match frontend {
+                Some(frontend) => self.tables.put_frontend(key, frontend)?,
+                None => self.tables.remove_frontend(key)?,
+            }
+        }
+        self.spare.follow(steps);
+        Ok(())
+    }
+
+    fn sweep(&mut self) -> Result<(), BpfError> {
+        let Spare { endpoints, members } = std::mem::take(&mut self.spare);
+        for key in endpoints {
+            self.tables.remove_endpoint(key)?;
+        }
+        for member in members {
+            self.tables.remove_member(&member)?;
+        }
+        Ok(())
+    }
+
+    /// Looks whether somebody changed the tables, and repairs them.
+    fn look(&mut self, wanted: &net::bpf::Tables) -> Result<(), BpfError> {
+        let begun = Instant::now();
+        let mut steps = self.tables.read()?.steps(&wanted.entries());
+        steps.spare.endpoints.retain(|key| !self.spare.endpoints.contains(key));
+        steps.spare.members.retain(|member| !self.spare.members.contains(member));
+        if !steps.is_empty() {
+            tracing::warn!(
+                component = "proxy",
+                "somebody changed the eBPF tables: they are repaired"
+            );
+            self.take(&steps)?;
+        }
+        self.look_at = Instant::now() + VERIFY_AFTER.max(begun.elapsed() * VERIFY_SHARE);
+        Ok(())
+    }
+
+    fn tell_namespaces(
+        &mut self,
+        wanted: &BTreeMap<u64, Place>,
+        own: Option<u64>,
+    ) -> Result<(), BpfError> {
+        let known: BTreeSet<u64> = self.tables.namespaces()?.into_iter().collect();
+        for cookie in known.iter().filter(|known| !wanted.contains_key(known)) {
+            if Some(*cookie) != own {
+                self.tables.remove_namespace(*cookie)?;
+            }
+        }
+        for (cookie, place) in wanted {
+            self.tables.put_namespace(*cookie, *place)?;
+        }
+        Ok(())
+    }
+}
+
+/// Wakes the proxy when namespaces come and go.
+pub(super) fn listen(
+    mut namespaces: Namespaces,
+    poke: impl Fn(()) + Send + 'static,
+    shutdown: CancellationToken,
+) {
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = namespaces.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    poke(());
+                }
+            }
+        }
+    });
+}
