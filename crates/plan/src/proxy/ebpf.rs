@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use api::Name;
 use net::bpf::{Change, Choice, EndpointSet, Frontend, FrontendKey, SetNumber, Tables};
+use net::nft::Family;
 use sha2::{Digest, Sha256};
 
 use super::Settings;
@@ -174,21 +175,23 @@ impl Lowered {
             let choice = self.choice(frontend, endpoints, view, settings);
             if choice.count == 0 { choice } else { Choice { masquerade, local, ..choice } }
         };
+        // Without pod ranges nobody is known to be off the cluster, or inside.
+        let knows_pods = settings.pod_cidrs(Family::of(&frontend.address.ip())).next().is_some();
         match &frontend.action {
             Action::Reject | Action::Drop => {}
             Action::Forward { endpoints, masquerade, local } => {
-                let always = *masquerade == Masquerade::Always;
-                told.pods = choose(endpoints, always || settings.masquerade_all, *local);
-                told.node = choose(endpoints, true, *local);
-                told.outside = choose(endpoints, true, *local);
+                let always = *masquerade == Masquerade::Always || settings.masquerade_all;
+                told.pods = choose(endpoints, always, *local);
+                told.node = choose(endpoints, always || knows_pods, *local);
+                told.outside = told.node;
             }
             Action::Split { inside, outside, pods_inside } => {
                 told.node = choose(inside, true, false);
                 told.outside = choose(outside, false, true);
-                told.pods = match (pods_inside, outside.is_empty()) {
-                    (true, _) => choose(inside, false, false),
-                    (false, false) => choose(outside, false, true),
-                    (false, true) => choose(inside, true, false),
+                told.pods = match (*pods_inside, knows_pods) {
+                    (true, true) => choose(inside, false, false),
+                    (false, true) if outside.is_empty() => choose(inside, true, false),
+                    _ => told.outside,
                 };
             }
         }
