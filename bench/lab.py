@@ -63,8 +63,8 @@ def table():
 class Cluster:
     """A cluster of its own name and folder; gone at the end."""
 
-    def __init__(self, rhumb, nodes, name="bench"):
-        self.rhumb, self.name = rhumb, name
+    def __init__(self, rhumb, nodes, name="bench", flags=()):
+        self.rhumb, self.name, self.flags = rhumb, name, flags
         self.folder = tempfile.mkdtemp(prefix="rhumb-bench-")
         self.nodes = nodes
 
@@ -73,7 +73,7 @@ class Cluster:
 
     def __enter__(self):
         self.started = time.monotonic()
-        self.output = self.call("up", "--detach", "--nodes", self.nodes)
+        self.output = self.call("up", "--detach", "--nodes", self.nodes, *self.flags)
         self.kubeconfig = os.path.join(self.folder, self.name, "kubeconfig")
         return self
 

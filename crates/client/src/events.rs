@@ -76,17 +76,48 @@ impl Recorder {
         reason: &str,
         message: impl Into<String>,
     ) {
+        let event = self.compose(about, kind, reason, message.into());
+        self.queue(event);
+    }
+
+    /// As [`Recorder::event`], with the object that controls this one as the related one.
+    pub fn event_of_controlled<K: Kind>(
+        &self,
+        object: &K,
+        kind: EventKind,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        let mut event = self.compose(reference(object), kind, reason, message.into());
+        event.related = object.controller().map(|owner| ObjectReference {
+            api_version: Some(owner.api_version.clone()),
+            kind: Some(owner.kind.clone()),
+            namespace: event.metadata.namespace.clone(),
+            name: Some(owner.name.clone()),
+            uid: Some(owner.uid.clone()),
+            ..ObjectReference::default()
+        });
+        self.queue(event);
+    }
+
+    fn compose(
+        &self,
+        about: ObjectReference,
+        kind: EventKind,
+        reason: &str,
+        message: String,
+    ) -> Event {
         let now = Time(jiff::Timestamp::now());
         let namespace = about
             .namespace
             .clone()
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "default".to_owned());
-        let event = Event {
+        Event {
             metadata: ObjectMeta { namespace: Some(namespace), ..ObjectMeta::default() },
             involved_object: about,
             reason: Some(reason.to_owned()),
-            message: Some(message.into()),
+            message: Some(message),
             type_: Some(format!("{kind:?}")),
             count: Some(1),
             first_timestamp: Some(now.clone()),
@@ -98,7 +129,10 @@ impl Recorder {
             reporting_component: Some(self.component.to_string()),
             reporting_instance: Some(self.host.to_string()),
             ..Event::default()
-        };
+        }
+    }
+
+    fn queue(&self, event: Event) {
         if self.queue.try_send(event).is_err() {
             *self.dropped.lock() += 1;
         }

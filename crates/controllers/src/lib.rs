@@ -27,6 +27,7 @@ mod reflectors;
 mod repair;
 mod replicaset;
 mod replicationcontroller;
+mod rollout;
 mod scheduler;
 mod serviceaccounts;
 mod servicecidr;
@@ -103,6 +104,7 @@ pub fn spawn(
         tokio::spawn(endpointslice::start_mirror(context.clone())),
         tokio::spawn(endpoints::start(context.clone())),
         tokio::spawn(diagnosis::start(context.clone())),
+        tokio::spawn(rollout::start(context.clone())),
         tokio::spawn(scheduler::start(context.clone())),
         tokio::spawn(statefulset::start(context.clone())),
         tokio::spawn(daemonset::start(context.clone())),

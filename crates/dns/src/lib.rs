@@ -6,6 +6,7 @@
 mod codec;
 mod feed;
 mod forward;
+mod known;
 mod server;
 
 pub use feed::{Sources, follow};

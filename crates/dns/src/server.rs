@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use crate::SharedZone;
 use crate::codec::{Reply, TCP_BYTES_MAX, Transport, reply};
 use crate::forward::Forwarder;
+use crate::known::Known;
 
 /// How often a waiting thread looks whether it should end.
 const LOOK: Duration = Duration::from_millis(500);
@@ -135,17 +136,24 @@ fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn serve_udp(socket: &Arc<UdpSocket>, shared: &Arc<Shared>, runtime: &Handle) {
     let mut buffer = vec![0; TCP_BYTES_MAX];
+    let (mut known, mut answer) = (Known::default(), Vec::new());
     let mut turn = 0_usize;
     while !shared.ended.load(Ordering::Relaxed) {
         let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
         let packet = &buffer[..length];
         turn = turn.wrapping_add(1);
         shared.queries.fetch_add(1, Ordering::Relaxed);
-        match reply(&shared.zone.load(), packet, Transport::Udp, turn) {
+        let zone = shared.zone.load();
+        if known.find(&zone, packet, &mut answer) {
+            // A client that is gone is no concern of the others.
+            let _ = socket.send_to(&answer, peer);
+            continue;
+        }
+        match reply(&zone, packet, Transport::Udp, turn) {
             Reply::Ignore => {}
             Reply::Send(bytes) => {
-                // A client that is gone is no concern of the others.
                 let _ = socket.send_to(&bytes, peer);
+                known.keep(packet, &bytes);
             }
             other => {
                 let Ok(permit) = Arc::clone(&shared.forwards).try_acquire_owned() else { continue };

@@ -21,6 +21,7 @@ pub mod portuse;
 pub mod proxy;
 pub mod quota;
 pub mod repair;
+pub mod rollout;
 pub mod scheduler;
 pub mod service;
 pub mod serviceaccounts;

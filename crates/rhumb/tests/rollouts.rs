@@ -113,6 +113,19 @@ fn rolling_updates_and_deletions_lose_nothing() -> Result<()> {
         told(&lab, "ConnectionsNotStopped")? == 0,
         "a pod ended although somebody could connect"
     );
+    lab.eventually("the Deployment says what each rollout cost", || {
+        let of = ["--field-selector", "reason=RolloutLossless", "-o=jsonpath={.items[*].message}"];
+        let told = lab.kubectl(&[&["get", "events"], &of[..]].concat())?;
+        // One rollout may overtake the other, and is told of with it.
+        let counts = told
+            .split("Revision ")
+            .filter_map(|words| words.split_once(": ")?.1.split_once(" of "));
+        let ended: u32 = counts.filter_map(|(count, _)| count.parse::<u32>().ok()).sum();
+        ensure!(ended == 20, "{told}");
+        let path = "{.status.conditions[?(@.type==\"rhumb.dev/RolloutLossless\")].reason}";
+        ensure!(lab.value("deployment/web", path)? == "Revision3");
+        Ok(())
+    })?;
 
     let path =
         "-o=jsonpath={.items[*].status.conditions[?(@.type==\"rhumb.dev/Reachable\")].status}";

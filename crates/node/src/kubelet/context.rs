@@ -89,7 +89,7 @@ impl PodContext {
                 return;
             };
             let (kind, reason, message) = told(&outcome);
-            self.event(pod, None, kind, reason, message);
+            self.agent.recorder.event_of_controlled(pod, kind, reason, message);
         };
         self.left.get_or_init(|| wait).await;
     }
@@ -117,7 +117,7 @@ fn told(outcome: &Outcome) -> (EventKind, &'static str, String) {
     if outcome.is_complete() {
         let message =
             format!("{nodes} of {nodes} nodes send no new connections here after {took} ms");
-        return (EventKind::Normal, "ConnectionsStopped", message);
+        return (EventKind::Normal, plan::rollout::STOPPED, message);
     }
     let why = if outcome.settled {
         format!("not confirmed by {}", outcome.missing.join(", "))
@@ -125,7 +125,7 @@ fn told(outcome: &Outcome) -> (EventKind, &'static str, String) {
         "no other endpoint of its Services is ready, or they do not follow".to_owned()
     };
     let message = format!("Ends after {took} ms although new connections may still come: {why}");
-    (EventKind::Warning, "ConnectionsNotStopped", message)
+    (EventKind::Warning, plan::rollout::NOT_STOPPED, message)
 }
 
 /// A reference to one container of a pod: `spec.containers{web}`.
