@@ -10,6 +10,7 @@ mod ebpf;
 mod elements;
 mod fold;
 pub mod iptables;
+pub mod maglev;
 mod ruleset;
 mod stage;
 #[cfg(test)]
