@@ -3,6 +3,7 @@
 //! Programs and tables are pinned in a file system of the kernel's: they go on while no agent runs, and the next agent
 //! takes them over. The C is in `bpf/`; the objects made from it are beside it, so that building needs no clang.
 
+pub mod forward;
 mod pins;
 mod syscall;
 mod tables;
@@ -68,6 +69,9 @@ pub enum BpfError {
         #[source]
         source: Box<ProgramError>,
     },
+    /// Programs could not be attached to links.
+    #[error("the eBPF program at the node's links")]
+    Links(#[source] crate::nftables::NetfilterError),
     /// A table could not be opened, read or changed.
     #[error("the eBPF table {name}")]
     Table {

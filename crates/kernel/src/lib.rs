@@ -9,3 +9,4 @@ mod netfilter;
 pub mod netns;
 pub mod nftables;
 pub mod sysctl;
+pub mod tc;

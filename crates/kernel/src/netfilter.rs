@@ -1,6 +1,6 @@
 //! A socket to the kernel's netfilter subsystems: messages out, answers in.
 //!
-//! Shared by `nftables` and `conntrack`. Netlink answers a message while it is being sent, so every answer to a
+//! Shared by `nftables`, `conntrack` and `tc`. Netlink answers a message while it is being sent, so every answer to a
 //! request is already in the socket's queue when `send` returns.
 
 mod message;
@@ -71,12 +71,13 @@ pub(crate) struct Socket {
 
 impl Socket {
     pub(crate) fn open() -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkNetFilter,
-        )?;
+        Self::open_to(SockProtocol::NetlinkNetFilter)
+    }
+
+    /// A socket to another of the kernel's subsystems.
+    pub(crate) fn open_to(protocol: SockProtocol) -> io::Result<Self> {
+        let (kind, flags) = (SockType::Raw, SockFlag::SOCK_CLOEXEC);
+        let fd = socket(AddressFamily::Netlink, kind, flags, protocol)?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BYTES)?;
         extend(&fd)?;

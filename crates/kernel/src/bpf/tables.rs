@@ -10,7 +10,7 @@ use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 use net::bpf::{Choice, EndpointKey, Entries, Frontend, FrontendKey, Member};
 
-use super::BpfError;
+use super::{BpfError, LAYOUT, TABLES};
 
 /// Flags of a choice.
 const MASQUERADE: u32 = 1;
@@ -288,6 +288,16 @@ pub enum Counter {
     Left4,
     /// The same, IPv6.
     Left6,
+    /// Flows led to an endpoint at a link, IPv4; these are in `bpf/forward.h`.
+    Flows4 = 16,
+    /// The same, IPv6.
+    Flows6,
+    /// Packets of such flows, in both directions, IPv4.
+    Packets4,
+    /// The same, IPv6.
+    Packets6,
+    /// Flows left to the rules underneath because no port was free for masquerade.
+    Portless,
 }
 
 /// What the programs are told, and what they count.
@@ -310,6 +320,14 @@ impl Tables {
         ["frontends4", "endpoints6", "namespaces", "counters"]
             .iter()
             .all(|name| folder.join(name).exists())
+    }
+
+    /// The tables kept in the file system at `pins`, once a program was loaded with them.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn of(pins: &Path) -> Result<Self, BpfError> {
+        Self::open(&pins.join(format!("{TABLES}{LAYOUT}")))
     }
 
     pub(super) fn open(folder: &Path) -> Result<Self, BpfError> {
@@ -430,7 +448,7 @@ impl Tables {
     }
 }
 
-fn open<M>(folder: &Path, name: &'static str) -> Result<M, BpfError>
+pub(super) fn open<M>(folder: &Path, name: &'static str) -> Result<M, BpfError>
 where
     M: TryFrom<Map, Error = MapError>,
 {
@@ -438,12 +456,12 @@ where
     pinned.and_then(M::try_from).map_err(table(name))
 }
 
-fn table(name: &'static str) -> impl FnOnce(MapError) -> BpfError {
+pub(super) fn table(name: &'static str) -> impl FnOnce(MapError) -> BpfError {
     move |source| BpfError::Table { name, source: Box::new(source) }
 }
 
 /// What is not there is gone.
-fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
             Ok(())

@@ -48,6 +48,11 @@ impl Builder {
         self.bytes.extend_from_slice(&resource.to_be_bytes());
     }
 
+    /// What follows the header where a subsystem's is longer than netfilter's.
+    pub(crate) fn words(&mut self, words: &[u32]) {
+        self.bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+    }
+
     /// Ends the message that was begun last.
     pub(crate) fn end(&mut self) {
         let len =
@@ -163,7 +168,17 @@ impl<'a> Reply<'a> {
 
     /// The attributes after the netfilter header.
     pub(crate) fn attributes(&self) -> Attributes<'a> {
-        Attributes(self.body.get(HEADER_BYTES - NLMSG_BYTES..).unwrap_or_default())
+        self.attributes_after(HEADER_BYTES - NLMSG_BYTES)
+    }
+
+    /// The attributes after a header of so many bytes.
+    pub(crate) fn attributes_after(&self, bytes: usize) -> Attributes<'a> {
+        Attributes(self.body.get(bytes..).unwrap_or_default())
+    }
+
+    /// A number in the header.
+    pub(crate) fn word(&self, at: usize) -> Option<u32> {
+        self.body.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
     }
 }
 

@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only */
+/* New flows: to which endpoint, and under which address. */
+#pragma once
+
+#include "route.h"
+#include "track.h"
+
+/* Ports tried for one flow. */
+#define TRIES 8
+
+static void *(*const find_tcp)(void *context, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags) =
+	(void *)BPF_FUNC_skc_lookup_tcp;
+static void *(*const find_udp)(void *context, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags) =
+	(void *)BPF_FUNC_sk_lookup_udp;
+static long (*const release)(void *socket) = (void *)BPF_FUNC_sk_release;
+
+INLINE struct frontend *frontend_of(const struct tuple *tuple)
+{
+	struct frontend_key4 key4 = {
+		.address = tuple->destination[0], .port = tuple->destination_port, .protocol = tuple->protocol};
+	struct frontend_key6 key6 = {.port = tuple->destination_port, .protocol = tuple->protocol};
+
+	if (tuple->family == 4)
+		return map_lookup(&frontends4, &key4);
+	__builtin_memcpy(key6.address, tuple->destination, 16);
+	return map_lookup(&frontends6, &key6);
+}
+
+/* Pods of other nodes come in from outside, too: the rules underneath know what is due to them. */
+INLINE int is_pod(const struct tuple *tuple)
+{
+	struct range_key key = {.length = tuple->family == 4 ? 32 : 128};
+
+	__builtin_memcpy(key.address, tuple->source, 16);
+	return tuple->family == 4 ? !!map_lookup(&pods4, &key) : !!map_lookup(&pods6, &key);
+}
+
+/* Equal on all nodes, in all versions: they share the clients of an address. */
+INLINE __u32 place_of(const struct tuple *tuple)
+{
+	__u32 hash = 2166136261u;
+
+	for (int part = 0; part < 4; part++)
+		hash = (hash ^ tuple->source[part]) * 16777619u;
+	hash = (hash ^ (((__u32)tuple->source_port << 16) | tuple->destination_port)) * 16777619u;
+	hash ^= hash >> 16;
+	hash *= 0x85ebca6b;
+	hash ^= hash >> 13;
+	hash *= 0xc2b2ae35;
+	hash ^= hash >> 16;
+	return hash % PLACES;
+}
+
+INLINE __u32 draw(const struct tuple *tuple, const struct choice *choice)
+{
+	struct table *table = map_lookup(&tables, &choice->set);
+
+	if (table) {
+		__u32 place = place_of(tuple);
+
+		/* The verifier does not follow how the compiler divides. */
+		asm volatile("" : "+r"(place));
+		if (place < PLACES)
+			return table->places[place];
+	}
+	return random_u32() % choice->count;
+}
+
+/* Puts the endpoint's address and port in place of the frontend's. */
+INLINE int choose(const struct tuple *tuple, const struct choice *choice, struct tuple *to)
+{
+	struct endpoint_key key = {.set = choice->set, .index = draw(tuple, choice)};
+
+	if (tuple->family == 4) {
+		struct endpoint4 *endpoint = map_lookup(&endpoints4, &key);
+
+		if (!endpoint)
+			return 0;
+		to->destination[0] = endpoint->address;
+		to->destination_port = endpoint->port;
+	} else {
+		struct endpoint6 *endpoint = map_lookup(&endpoints6, &key);
+
+		if (!endpoint)
+			return 0;
+		__builtin_memcpy(to->destination, endpoint->address, 16);
+		to->destination_port = endpoint->port;
+	}
+	return 1;
+}
+
+INLINE int is_same(const __be32 *one, const __be32 *other)
+{
+	return one[0] == other[0] && one[1] == other[1] && one[2] == other[2] && one[3] == other[3];
+}
+
+/* Puts this node's address in place of the client's. */
+INLINE int masquerade(struct tuple *to, const struct forwarding *told)
+{
+	if (to->family == 4)
+		to->source[0] = told->address4;
+	else
+		__builtin_memcpy(to->source, told->address6, 16);
+	return to->source[0] != 0;
+}
+
+/* Whether a socket of this node would get the answers. */
+INLINE int has_socket(struct __sk_buff *skb, const struct tuple *answer)
+{
+	struct bpf_sock_tuple key = {};
+	__u32 size;
+	void *socket;
+
+	if (answer->family == 4) {
+		key.ipv4.saddr = answer->source[0];
+		key.ipv4.daddr = answer->destination[0];
+		key.ipv4.sport = answer->source_port;
+		key.ipv4.dport = answer->destination_port;
+		size = sizeof(key.ipv4);
+	} else {
+		__builtin_memcpy(key.ipv6.saddr, answer->source, 16);
+		__builtin_memcpy(key.ipv6.daddr, answer->destination, 16);
+		key.ipv6.sport = answer->source_port;
+		key.ipv6.dport = answer->destination_port;
+		size = sizeof(key.ipv6);
+	}
+	if (answer->protocol == IPPROTO_TCP)
+		socket = find_tcp(skb, &key, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		socket = find_udp(skb, &key, size, BPF_F_CURRENT_NETNS, 0);
+	if (!socket)
+		return 0;
+	release(socket);
+	return 1;
+}
+
+/* Takes the tuple of the answers, unless it is another flow's. */
+INLINE int take(const struct tuple *answer, const struct track *track)
+{
+	struct track *taken;
+
+	if (!map_update(&tracked, answer, track, BPF_NOEXIST))
+		return 1;
+	taken = map_lookup(&tracked, answer);
+	if (!taken || !is_over(answer->protocol, taken))
+		return 0;
+	return !map_update(&tracked, answer, track, BPF_ANY);
+}
+
+/* Finds a port under which the answers are this flow's alone. The client's own, if it keeps its address. */
+INLINE int take_port(struct __sk_buff *skb, struct tuple *to, const struct track *back, int masqueraded,
+		     const struct forwarding *told)
+{
+	__u32 span = told->port_max - told->port_min + 1;
+	struct tuple answer;
+
+	for (int try = 0; try < TRIES; try++) {
+		if (masqueraded || try) {
+			if (!told->port_min)
+				break;
+			to->source_port = htons(told->port_min + random_u32() % span);
+		}
+		turn(to, &answer);
+		if (masqueraded && has_socket(skb, &answer))
+			continue;
+		if (take(&answer, back))
+			return 1;
+	}
+	count(PORTLESS);
+	return 0;
+}
+
+/* The audience that a link's clients belong to. */
+INLINE int audience_of(struct __sk_buff *skb, const struct tuple *tuple, __u32 *audience)
+{
+	__u32 link = skb->ifindex;
+	struct device *device = map_lookup(&devices, &link);
+
+	if (!device || device->audience >= AUDIENCES)
+		return 0;
+	*audience = device->audience;
+	return *audience != OUTSIDE || !is_pod(tuple);
+}
+
+INLINE int remember(struct __sk_buff *skb, const struct packet *packet, struct track *there, int masqueraded)
+{
+	const struct forwarding *told = settings();
+	struct track back = {.seen_ns = there->seen_ns, .set = there->set, .audience = there->audience, .flags = TRACK_REPLY};
+
+	if (!told || (masqueraded && !masquerade(&there->to, told)))
+		return 0;
+	turn(&packet->tuple, &back.to);
+	if (!take_port(skb, &there->to, &back, masqueraded, told))
+		return 0;
+	return !map_update(&tracked, &packet->tuple, there, BPF_ANY);
+}
+
+/* Leads a new flow to an endpoint, if it is to a Service that is carried here. */
+INLINE int begin(struct __sk_buff *skb, const struct packet *packet, struct tuple *to)
+{
+	const struct tuple *tuple = &packet->tuple;
+	struct track there = {.to = *tuple, .seen_ns = now_ns()};
+	struct frontend *frontend;
+	struct choice choice;
+	struct way way;
+
+	if (!begins(packet) || packet->hops <= 1)
+		return 0;
+	frontend = frontend_of(tuple);
+	if (!frontend)
+		return 0;
+	if (!audience_of(skb, tuple, &there.audience) || there.audience >= AUDIENCES)
+		goto left;
+	choice = frontend->choices[there.audience];
+	if (!choice.count || frontend->affinity_s || !choose(tuple, &choice, &there.to))
+		goto left;
+	if (!find_way(skb, &there.to, &way))
+		goto left;
+	there.set = choice.set;
+	if (!remember(skb, packet, &there, choice.flags & CHOICE_MASQUERADE || is_same(there.to.source, there.to.destination)))
+		goto left;
+	*to = there.to;
+	count(tuple->family == 4 ? FLOWS4 : FLOWS6);
+	return 1;
+left:
+	count(tuple->family == 4 ? LEFT4 : LEFT6);
+	return 0;
+}

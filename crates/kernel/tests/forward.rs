@@ -1,0 +1,229 @@
+//! The program at the links, with real packets: whom flows reach, and that netfilter and routing never saw them.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+#[path = "forward/lab.rs"]
+mod lab;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use kernel::bpf::Counter;
+
+use kernel::bpf::forward::{NodeFacts, Timeouts};
+use lab::{FAMILIES, Lab, NODE_PORT, PORT, SILENCE, V4, V6, at, facts, tally};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn flows(lab: &Lab) -> u64 {
+    lab.counted(Counter::Flows4) + lab.counted(Counter::Flows6)
+}
+
+#[test]
+fn clients_outside_reach_pods_here_and_elsewhere() {
+    let mut lab = Lab::new("reach");
+    for family in FAMILIES {
+        let frontend = at(family.node, NODE_PORT);
+        for (pod, name) in [(family.pod, "pod"), (family.far, "far")] {
+            for masquerade in [false, true] {
+                lab.serve(frontend, &[at(pod, PORT)], masquerade);
+                let seen = ip(if masquerade { family.node } else { family.client });
+                let before = flows(&lab);
+                let expected = Some((name.to_owned(), seen));
+                assert_eq!(lab.ask("client", frontend), expected, "TCP to {pod}");
+                assert_eq!(lab.ask_udp("client", frontend), expected, "UDP to {pod}");
+                assert_eq!(flows(&lab), before + 2);
+            }
+        }
+    }
+}
+
+#[test]
+fn netfilter_sees_nothing_of_these_flows() {
+    let mut lab = Lab::new("unseen");
+    lab.node("nft add table inet seen");
+    lab.node("nft add chain inet seen packets { type filter hook prerouting priority -300; }");
+    lab.node("nft add rule inet seen packets tcp dport { 8080, 30080 } counter drop");
+    lab.node("nft add rule inet seen packets tcp sport { 8080, 30080 } counter drop");
+    for family in FAMILIES {
+        let frontend = at(family.node, NODE_PORT);
+        for (pod, name) in [(family.pod, "pod"), (family.far, "far")] {
+            lab.serve(frontend, &[at(pod, PORT)], true);
+            assert_eq!(lab.ask("client", frontend), Some((name.to_owned(), ip(family.node))));
+        }
+    }
+    let seen = lab.node("nft list chain inet seen packets");
+    assert_eq!(seen.matches("counter packets 0 ").count(), 2, "{seen}");
+}
+
+#[test]
+fn pods_reach_services_and_themselves() {
+    let mut lab = Lab::new("pods");
+    for family in FAMILIES {
+        let vip = at(family.vip, 80);
+        lab.serve(vip, &[at(family.far, PORT)], false);
+        let expected = Some(("far".to_owned(), ip(family.pod)));
+        assert_eq!(lab.ask("pod", vip), expected);
+        assert_eq!(lab.ask_udp("pod", vip), expected);
+        // To itself it comes back from the node, or it would not take its own packet.
+        lab.serve(vip, &[at(family.pod, PORT)], false);
+        let expected = Some(("pod".to_owned(), ip(family.node)));
+        assert_eq!(lab.ask("pod", vip), expected);
+        assert_eq!(lab.ask_udp("pod", vip), expected);
+    }
+}
+
+#[test]
+fn much_is_carried_with_and_without_help_of_the_links() {
+    let mut lab = Lab::new("much");
+    for offload in ["on", "off"] {
+        for (place, link) in
+            [("client", "eth0"), ("pod", "eth0"), ("far", "eth0"), ("node", "pod0")]
+        {
+            lab.at(
+                place,
+                &format!(
+                    "ethtool -K {link} tx {offload} gso {offload} gro {offload} tso {offload}"
+                ),
+            );
+        }
+        for family in FAMILIES {
+            let frontend = at(family.node, NODE_PORT);
+            for (pod, masquerade) in [(family.pod, true), (family.far, true), (family.pod, false)] {
+                lab.serve(frontend, &[at(pod, PORT)], masquerade);
+                let mut talk = lab.talk("client", frontend);
+                for bytes in [1, 1_000_000, 10, 3_000_000] {
+                    assert_eq!(talk.say(bytes), bytes, "{pod}, offload {offload}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn endpoints_are_drawn_evenly() {
+    let mut lab = Lab::new("drawn");
+    for family in FAMILIES {
+        let frontend = at(family.node, NODE_PORT);
+        lab.serve(frontend, &[at(family.pod, PORT), at(family.far, PORT)], true);
+        let counts = tally((0..400).map(|_| lab.ask("client", frontend)));
+        // Outside of 140 to 260 once in a thousand million times.
+        assert!(counts.keys().eq(["far", "pod"]), "{counts:?}");
+        assert!(counts.values().all(|count| (140..=260).contains(count)), "{counts:?}");
+    }
+}
+
+#[test]
+fn connections_stay_when_endpoints_go_and_datagrams_do_not() {
+    let mut lab = Lab::new("stay");
+    for family in FAMILIES {
+        let frontend = at(family.node, NODE_PORT);
+        lab.serve(frontend, &[at(family.pod, PORT)], true);
+        let mut talk = lab.talk("client", frontend);
+        let flow = lab.udp("client", frontend);
+        assert_eq!(flow.ask(ANSWER).unwrap().0, "pod");
+        // More endpoints do not move it.
+        lab.serve(frontend, &[at(family.far, PORT), at(family.pod, PORT)], true);
+        for _ in 0..8 {
+            assert_eq!(flow.ask(ANSWER).unwrap().0, "pod");
+        }
+        lab.serve(frontend, &[at(family.far, PORT)], true);
+        assert_eq!(flow.ask(ANSWER).unwrap().0, "far");
+        assert_eq!(talk.say(100), 100);
+        // Nobody: what is there goes on, datagrams are left to the rules underneath, which have none here.
+        lab.serve(frontend, &[], true);
+        assert_eq!(talk.say(100), 100);
+        assert_eq!(flow.ask(SILENCE), None);
+    }
+}
+
+const ANSWER: Duration = Duration::from_secs(3);
+
+#[test]
+fn flows_go_on_when_the_agent_dies_and_comes_back() {
+    let mut lab = Lab::new("back");
+    let frontends = FAMILIES.map(|family| at(family.node, NODE_PORT));
+    let mut talks = Vec::new();
+    for (family, frontend) in FAMILIES.into_iter().zip(frontends) {
+        lab.serve(frontend, &[at(family.far, PORT)], true);
+        talks.push(lab.talk("client", frontend));
+    }
+    (lab.forward, lab.tables) = (None, None);
+    for (talk, frontend) in talks.iter_mut().zip(frontends) {
+        assert_eq!(talk.say(100), 100);
+        assert_eq!(lab.ask("client", frontend).unwrap().0, "far");
+    }
+    lab.start();
+    for (talk, frontend) in talks.iter_mut().zip(frontends) {
+        assert_eq!(talk.say(100), 100);
+        assert_eq!(lab.ask("client", frontend).unwrap().0, "far");
+    }
+    // Gone for good: what comes is for the rules underneath, which have nothing here.
+    netns_within(&lab, kernel::bpf::forward::detach_all);
+    assert!(lab.ask("client", frontends[0]).is_none());
+    lab.start();
+    assert_eq!(lab.ask("client", frontends[0]).unwrap().0, "far");
+}
+
+fn netns_within(lab: &Lab, work: fn() -> Result<(), kernel::bpf::BpfError>) {
+    kernel::netns::within(&lab.path("node"), || work().unwrap()).unwrap();
+}
+
+#[test]
+fn what_cannot_be_carried_whole_is_left_alone() {
+    let mut lab = Lab::new("left");
+    lab.tell(&facts());
+    let frontend = at(V4.node, NODE_PORT);
+    // Without ports nothing can be masqueraded.
+    lab.serve(frontend, &[at(V4.pod, PORT)], true);
+    assert_eq!(lab.ask("client", frontend), None);
+    assert_eq!(flows(&lab), 0);
+    assert!(lab.counted(Counter::Left4) > 0);
+    lab.serve(frontend, &[at(V4.pod, PORT)], false);
+    assert!(lab.ask("client", frontend).is_some());
+    // Pods of other nodes are not the outside.
+    lab.at("far", "ip addr add 198.18.0.200/32 dev lo");
+    assert!(lab.ask("far", frontend).is_none_or(|(_, seen)| seen != ip(V4.far)));
+    // An endpoint behind a link that the program does not see.
+    lab.serve(frontend, &[at("127.0.0.1", PORT)], false);
+    let before = flows(&lab);
+    assert_eq!(lab.ask("client", frontend), None);
+    assert_eq!(flows(&lab), before);
+}
+
+#[test]
+fn silent_flows_are_forgotten() {
+    let mut lab = Lab::new("silent");
+    let timeouts = Timeouts { answered_s: 1, asked_s: 1, ..Timeouts::default() };
+    lab.tell(&NodeFacts { ports: Some(20_000..=29_999), timeouts, ..facts() });
+    let frontend = at(V6.node, NODE_PORT);
+    lab.serve(frontend, &[at(V6.pod, PORT)], true);
+    let flow = lab.udp("client", frontend);
+    assert!(flow.ask(ANSWER).is_some());
+    assert!(flow.ask(ANSWER).is_some());
+    assert_eq!(flows(&lab), 1);
+    let forgotten = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(flow.ask(ANSWER).is_some());
+        flows(&lab) > 1
+    });
+    assert!(forgotten);
+}
+
+#[test]
+fn a_port_is_free_again_when_its_connection_is_closed() {
+    let mut lab = Lab::new("ports");
+    // Without that, the fifth connection would find none. The endpoint closes a moment after the client.
+    lab.tell(&NodeFacts { ports: Some(20_000..=20_003), ..facts() });
+    let frontend = at(V4.node, NODE_PORT);
+    lab.serve(frontend, &[at(V4.pod, PORT)], true);
+    for _ in 0..20 {
+        let free = (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            lab.ask("client", frontend).is_some()
+        });
+        assert!(free);
+    }
+}
