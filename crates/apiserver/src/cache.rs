@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use api::resource::{RESOURCES, Resource};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -33,8 +33,13 @@ pub struct Object {
     pub revision: u64,
     /// As served.
     pub json: Bytes,
-    value: OnceLock<Arc<Value>>,
+    parsed: Mutex<Weak<Value>>,
 }
+
+/// What was parsed last stays for whoever asks next; a parsed object is ten times as large as its bytes.
+static PARSED: Mutex<VecDeque<Arc<Value>>> = Mutex::new(VecDeque::new());
+/// Parsed objects that stay.
+const PARSED_MAX: usize = 256;
 
 impl Object {
     fn new(entry: &Entry, revision: u64) -> Arc<Self> {
@@ -42,15 +47,25 @@ impl Object {
             key: Arc::clone(&entry.key),
             revision,
             json: object::splice(&entry.value, revision),
-            value: OnceLock::new(),
+            parsed: Mutex::default(),
         })
     }
 
-    /// The object parsed, with its resourceVersion; parsed once.
+    /// The object parsed, with its resourceVersion; parsed once for all who ask at about the same time.
     #[must_use]
-    pub fn value(&self) -> &Arc<Value> {
-        self.value
-            .get_or_init(|| Arc::new(serde_json::from_slice(&self.json).unwrap_or(Value::Null)))
+    pub fn value(&self) -> Arc<Value> {
+        let mut parsed = self.parsed.lock();
+        if let Some(value) = parsed.upgrade() {
+            return value;
+        }
+        let value = Arc::new(serde_json::from_slice(&self.json).unwrap_or(Value::Null));
+        *parsed = Arc::downgrade(&value);
+        let mut kept = PARSED.lock();
+        kept.push_back(Arc::clone(&value));
+        let oldest = if kept.len() > PARSED_MAX { kept.pop_front() } else { None };
+        drop(kept);
+        drop(oldest);
+        value
     }
 }
 
@@ -380,17 +395,14 @@ impl Cache {
     /// The object of that name, parsed, with its resourceVersion.
     #[must_use]
     pub fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        self.object(resource, namespace, name).map(|object| Arc::clone(object.value()))
+        self.object(resource, namespace, name).map(|object| object.value())
     }
 
     /// All objects of a namespace, or of the cluster when `namespace` is empty, by namespace and name.
     #[must_use]
     pub fn list(&self, resource: &Resource, namespace: &str) -> Vec<Arc<Value>> {
         let prefix = list_prefix(resource, namespace);
-        self.snapshot(resource)
-            .range(&prefix, "")
-            .map(|object| Arc::clone(object.value()))
-            .collect()
+        self.snapshot(resource).range(&prefix, "").map(|object| object.value()).collect()
     }
 
     /// Revision of the newest change to any object of the resource: unchanged means nothing of it changed.

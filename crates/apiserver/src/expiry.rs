@@ -27,7 +27,7 @@ async fn remove_older(registry: &Registry, limit: jiff::Timestamp) {
     let Some(events) = resource::find("", "v1", "events") else { return };
     let snapshot = registry.cache().snapshot(events);
     let old: Vec<_> =
-        snapshot.objects.values().filter(|event| last_seen(event.value()) < limit).collect();
+        snapshot.objects.values().filter(|event| last_seen(&event.value()) < limit).collect();
     for event in old {
         let compare = vec![Compare { key: Arc::clone(&event.key), modified: event.revision }];
         let txn = Txn { compare, ops: vec![Op::Delete(Arc::clone(&event.key))] };

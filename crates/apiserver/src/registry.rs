@@ -109,7 +109,7 @@ impl Registry {
         namespace: &str,
         name: &str,
     ) -> Result<Arc<Value>, StatusError> {
-        self.object(resource, namespace, name).map(|object| Arc::clone(object.value()))
+        self.object(resource, namespace, name).map(|object| object.value())
     }
 
     /// The object of that name with its encoding.

@@ -72,7 +72,7 @@ impl Selector {
 
     /// Whether an object is selected; parses it only when it must.
     pub(crate) fn matches(&self, object: &Object) -> bool {
-        self.is_everything() || self.matches_value(object.value())
+        self.is_everything() || self.matches_value(&object.value())
     }
 
     fn matches_value(&self, object: &Value) -> bool {

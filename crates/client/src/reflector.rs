@@ -178,8 +178,9 @@ impl<K: Kind> Reflector<K> {
 
     /// Replaces the whole collection, as after a list.
     pub fn replace(&self, objects: Vec<K>, revision: u64) {
+        let objects = objects.into_iter().map(kept);
         let objects: Objects<K> =
-            objects.into_iter().map(|object| (object.object_name(), Arc::new(object))).collect();
+            objects.map(|object| (object.object_name(), Arc::new(object))).collect();
         self.swap(objects, revision);
     }
 
@@ -196,7 +197,7 @@ impl<K: Kind> Reflector<K> {
         let (name, revision) = (object.object_name(), object.revision());
         let listeners = self.shared.listeners.lock();
         let mut objects = self.view().objects.clone();
-        let object = Arc::new(object);
+        let object = Arc::new(kept(object));
         let old = if gone {
             objects.remove(&name)
         } else {
@@ -229,6 +230,13 @@ impl<K: Kind> Reflector<K> {
         *self.shared.view.write() = Arc::new(View { revision, objects });
         self.shared.progress.send_replace(Some(revision));
     }
+}
+
+/// Without who owns which field: half of an object's memory, of which nobody here asks, and which a server keeps when a
+/// write does not say it.
+fn kept<K: Kind>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object
 }
 
 fn unchanged<K: Kind>(change: &Change<'_, K>) -> bool {

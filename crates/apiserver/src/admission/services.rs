@@ -120,18 +120,18 @@ fn follow(mut current: Followed) -> Option<Followed> {
     let allocator = &mut current.allocator;
     for change in current.services.ready().ok()?.0 {
         if let Some(previous) = &change.previous {
-            allocator.release(previous.value());
+            allocator.release(&previous.value());
         }
         if change.kind != ChangeKind::Deleted {
-            allocator.take(change.object.value());
+            allocator.take(&change.object.value());
         }
     }
     if let Some(addresses) = &mut current.addresses {
         for change in addresses.ready().ok()?.0 {
-            let previous = change.previous.as_ref().and_then(|one| reserved(one.value()));
+            let previous = change.previous.as_ref().and_then(|one| reserved(&one.value()));
             previous.into_iter().for_each(|address| allocator.unreserve(address));
             if change.kind != ChangeKind::Deleted {
-                let address = reserved(change.object.value());
+                let address = reserved(&change.object.value());
                 address.into_iter().for_each(|address| allocator.reserve(address));
             }
         }
@@ -161,12 +161,12 @@ fn read(registry: &Registry, resource: &Resource) -> Result<Followed, StatusErro
     };
     let (snapshot, services) = watch(resource)?;
     for object in snapshot.objects.values() {
-        allocator.take(object.value());
+        allocator.take(&object.value());
     }
     let mut addresses = None;
     if let Some(resource) = IP_ADDRESSES.resource() {
         let (snapshot, changes) = watch(resource)?;
-        let held = snapshot.objects.values().filter_map(|object| reserved(object.value()));
+        let held = snapshot.objects.values().filter_map(|object| reserved(&object.value()));
         held.for_each(|address| allocator.reserve(address));
         addresses = Some(changes);
     }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use api::Name;
 use api::resource::Resource;
 use serde_json::{Value, json};
 
 use super::{ensure, server};
-use crate::cache::{ChangeKind, Changes};
+use crate::cache::{ChangeKind, Changes, Object};
 use crate::lookup::{IP_ADDRESSES, Row, SERVICES, text, texts};
 use crate::{DeleteOptions, Registry};
 
@@ -25,8 +26,8 @@ pub(super) struct Addresses(Option<Followed>);
 struct Followed {
     services: Changes,
     addresses: Changes,
-    /// By the name of the address's object.
-    holders: BTreeMap<String, Arc<Value>>,
+    /// The Service by the name of the address's object.
+    holders: BTreeMap<String, Name>,
 }
 
 impl Addresses {
@@ -61,10 +62,10 @@ impl Followed {
             holders: BTreeMap::new(),
         };
         for service in services.objects.values() {
-            followed.hold(service.value());
+            followed.hold(&service.value());
         }
-        let names = present.objects.values().map(|object| text(object.value(), "/metadata/name"));
-        let doubtful = names.map(str::to_owned).chain(followed.holders.keys().cloned()).collect();
+        let names = present.objects.values().map(object_name);
+        let doubtful = names.chain(followed.holders.keys().cloned()).collect();
         Some((followed, doubtful))
     }
 
@@ -73,30 +74,31 @@ impl Followed {
     fn follow(mut self) -> Option<(Self, BTreeSet<String>)> {
         let (addresses, _revision) = self.addresses.ready().ok()?;
         let (services, _revision) = self.services.ready().ok()?;
-        let names = addresses.iter().map(|change| text(change.object.value(), "/metadata/name"));
-        let mut doubtful: BTreeSet<String> = names.map(str::to_owned).collect();
+        let names = addresses.iter().map(|change| object_name(&change.object));
+        let mut doubtful: BTreeSet<String> = names.collect();
         for change in services {
             if let Some(previous) = &change.previous {
-                doubtful.extend(self.release(previous.value()));
+                doubtful.extend(self.release(&previous.value()));
             }
             if change.kind != ChangeKind::Deleted {
-                doubtful.extend(self.hold(change.object.value()));
+                doubtful.extend(self.hold(&change.object.value()));
             }
         }
         Some((self, doubtful))
     }
 
-    fn hold(&mut self, service: &Arc<Value>) -> Vec<String> {
-        let names = object_names(service);
-        self.holders.extend(names.iter().map(|name| (name.clone(), Arc::clone(service))));
+    fn hold(&mut self, service: &Value) -> Vec<String> {
+        let names = address_names(service);
+        let holder = identity(service);
+        self.holders.extend(names.iter().map(|name| (name.clone(), holder.clone())));
         names
     }
 
     fn release(&mut self, service: &Value) -> Vec<String> {
-        let names = object_names(service);
+        let names = address_names(service);
         for name in &names {
             // Another Service may have taken the address since.
-            if self.holders.get(name).is_some_and(|holder| identity(holder) == identity(service)) {
+            if self.holders.get(name) == Some(&identity(service)) {
                 self.holders.remove(name);
             }
         }
@@ -142,12 +144,16 @@ impl Followed {
     }
 }
 
-fn identity(service: &Value) -> (&str, &str) {
-    (text(service, "/metadata/namespace"), text(service, "/metadata/name"))
+fn identity(service: &Value) -> Name {
+    Name::new(text(service, "/metadata/namespace"), text(service, "/metadata/name"))
+}
+
+fn object_name(object: &Arc<Object>) -> String {
+    text(&object.value(), "/metadata/name").to_owned()
 }
 
 /// The names of the objects of a Service's addresses: their canonical text.
-fn object_names(service: &Value) -> Vec<String> {
+fn address_names(service: &Value) -> Vec<String> {
     let addresses = texts(service, "/spec/clusterIPs");
     addresses
         .iter()
@@ -156,9 +162,9 @@ fn object_names(service: &Value) -> Vec<String> {
         .collect()
 }
 
-fn object(name: &str, service: &Value) -> Value {
+fn object(name: &str, service: &Name) -> Value {
     let family = if name.contains(':') { "IPv6" } else { "IPv4" };
-    let (namespace, service) = identity(service);
+    let (namespace, service) = (&*service.namespace, &*service.name);
     json!({
         "metadata": {"name": name, "labels": {"ipaddress.kubernetes.io/ip-family": family, MANAGED_BY.0: MANAGED_BY.1}},
         "spec": {"parentRef": {"group": "", "resource": "services", "namespace": namespace, "name": service}},

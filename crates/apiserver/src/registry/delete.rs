@@ -46,7 +46,7 @@ impl Registry {
         for _ in 0..ATTEMPTS {
             let old = self.object(resource, namespace, name)?;
             check_preconditions(resource, name, &old, options)?;
-            let old_value = convert::from_stored(resource, old.value());
+            let old_value = convert::from_stored(resource, &old.value());
             let request = admission::Request {
                 operation: admission::Operation::Delete,
                 resource,
@@ -111,8 +111,9 @@ fn check_preconditions(
         );
         Err(StatusError::conflict(resource.group, resource.plural, name, why))
     };
-    if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != object::meta_str(value, "uid")) {
-        return failed("UID", uid, object::meta_str(value, "uid"));
+    if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != object::meta_str(&value, "uid"))
+    {
+        return failed("UID", uid, object::meta_str(&value, "uid"));
     }
     let found = old.revision.to_string();
     if let Some(revision) =

@@ -61,7 +61,7 @@ impl Registry {
         let namespace = scoped(resource, target.namespace);
         for _ in 0..ATTEMPTS {
             let old = self.object(resource, namespace, name)?;
-            let old_value = convert::from_stored(resource, old.value());
+            let old_value = convert::from_stored(resource, &old.value());
             let new = change(&old_value)?;
             // A patch carries the revision of the state it was made from; a stale one was named by the caller.
             if ![0, old.revision].contains(&object::revision(&new)) {

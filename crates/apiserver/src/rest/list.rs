@@ -77,7 +77,7 @@ pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>, Status
 }
 
 fn values(resource: &Resource, page: &Page) -> Vec<Value> {
-    page.items.iter().map(|item| convert::from_stored(resource, item.value())).collect()
+    page.items.iter().map(|item| convert::from_stored(resource, &item.value())).collect()
 }
 
 /// A list of everything, from memory that repeated lists share.
@@ -229,7 +229,7 @@ pub(super) async fn get(context: &Context<'_>) -> Result<Response<Body>, StatusE
     {
         return Ok(reply::json_bytes(StatusCode::OK, found.json.clone()));
     }
-    let value = convert::from_stored(resource, found.value());
+    let value = convert::from_stored(resource, &found.value());
     super::one(context, StatusCode::OK, &value)
 }
 
@@ -240,5 +240,5 @@ pub(super) fn selected(context: &Context<'_>) -> Result<Vec<Value>, StatusError>
     let prefix = list_prefix(resource, &context.info.namespace);
     let snapshot = context.registry.cache().snapshot(resource);
     let matching = snapshot.range(&prefix, "").filter(|item| options.selector.matches(item));
-    Ok(matching.map(|item| convert::from_stored(resource, item.value())).collect())
+    Ok(matching.map(|item| convert::from_stored(resource, &item.value())).collect())
 }

@@ -220,7 +220,7 @@ impl Watcher {
             }
             (true, false) => {
                 let previous = change.previous.as_ref()?;
-                let mut last = Value::clone(previous.value());
+                let mut last = Value::clone(&previous.value());
                 let revision = change.object.revision.to_string();
                 object::meta_mut(&mut last).insert("resourceVersion".to_owned(), revision.into());
                 Some(self.encoder.value_event(ChangeKind::Deleted, &Arc::new(last)))
@@ -251,7 +251,7 @@ impl Encoder {
         if self.is_plain() {
             event_line(kind, &object.json)
         } else {
-            self.value_event(kind, object.value())
+            self.value_event(kind, &object.value())
         }
     }
 
