@@ -83,7 +83,7 @@ fn ask(to: SocketAddr, ended: &AtomicBool, answered: &AtomicU64) -> Counts {
     let mut counts = Counts::default();
     while !ended.load(Ordering::Relaxed) {
         match request(to) {
-            Ok(()) => {
+            Ok(_) => {
                 counts.answered += 1;
                 answered.fetch_add(1, Ordering::Relaxed);
             }
@@ -94,15 +94,77 @@ fn ask(to: SocketAddr, ended: &AtomicBool, answered: &AtomicU64) -> Counts {
     counts
 }
 
-fn request(to: SocketAddr) -> Result<()> {
+fn request(to: SocketAddr) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE).context("connect")?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: load\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).context("read")?;
-    if !answer.starts_with(b"HTTP/1.1 200") {
-        let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
-        return Err(anyhow!("answered {:?}", String::from_utf8_lossy(line)));
+    good(&answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn good(answer: &[u8]) -> Result<()> {
+    if answer.starts_with(b"HTTP/1.1 200") {
+        return Ok(());
     }
-    Ok(())
+    let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    Err(anyhow!("answered {:?}", String::from_utf8_lossy(line)))
+}
+
+/// Asks each of `all` for `/` from the namespace at `netns`, one after the other; gives the answers with their heads.
+///
+/// # Errors
+/// When there is no such namespace. That somebody does not answer is said in their place.
+pub fn ask_each(netns: &Path, all: &[SocketAddr]) -> Result<Vec<Result<String>>> {
+    let (namespace, all) = (File::open(netns)?, all.to_vec());
+    let asked = std::thread::spawn(move || -> Result<Vec<Result<String>>> {
+        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        Ok(all.into_iter().map(request).collect())
+    });
+    asked.join().map_err(|_| anyhow!("the client panicked"))?
+}
+
+/// One connection that is kept, with a request now and then.
+#[derive(Debug)]
+pub struct Held {
+    ended: Arc<AtomicBool>,
+    client: JoinHandle<Result<u64>>,
+}
+
+impl Held {
+    /// Connects to `to` from the namespace at `netns`, and asks for `/` every `pause` over this one connection.
+    ///
+    /// # Errors
+    /// When there is no such namespace.
+    pub fn start(netns: &Path, to: SocketAddr, pause: Duration) -> Result<Self> {
+        let namespace = File::open(netns).with_context(|| netns.display().to_string())?;
+        let ended = Arc::<AtomicBool>::default();
+        let until = Arc::clone(&ended);
+        let client = std::thread::spawn(move || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            let mut stream = TcpStream::connect_timeout(&to, PATIENCE).context("connect")?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let (mut count, mut answer) = (0, vec![0; 4096]);
+            while !until.load(Ordering::Relaxed) {
+                let after = || format!("after {count} answers");
+                stream.write_all(b"GET / HTTP/1.1\r\nHost: load\r\n\r\n").with_context(after)?;
+                let length = stream.read(&mut answer).with_context(after)?;
+                good(&answer[..length]).with_context(after)?;
+                count += 1;
+                std::thread::sleep(pause);
+            }
+            Ok(count)
+        });
+        Ok(Self { ended, client })
+    }
+
+    /// Ends the connection; gives the number of answers.
+    ///
+    /// # Errors
+    /// When it was lost before, or never made.
+    pub fn end(self) -> Result<u64> {
+        self.ended.store(true, Ordering::Relaxed);
+        self.client.join().map_err(|_| anyhow!("the client panicked"))?
+    }
 }
