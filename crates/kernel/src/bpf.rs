@@ -92,6 +92,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BpfErr
 #[derive(Debug)]
 pub struct Connect {
     links: PathBuf,
+    tables: PathBuf,
     /// The control group's number, by which links know it.
     cgroup: u64,
 }
@@ -108,20 +109,21 @@ impl Connect {
         let (directory, cgroup) = control_group(cgroup)?;
         let tables = pins.join(format!("{TABLES}{LAYOUT}"));
         let links = pins.join(format!("{LINKS}{:016x}", number(CONNECT)));
-        let connect = Self { links, cgroup };
-        if !connect.is_attached() || !Tables::are_in(&tables) {
-            pins::make_folder(&tables)?;
-            connect.attach(&directory, &tables)?;
+        let connect = Self { links, tables, cgroup };
+        if !connect.is_whole() {
+            pins::make_folder(&connect.tables)?;
+            connect.attach(&directory)?;
         }
         pins::remove_others(pins, LINKS, &connect.links)?;
-        pins::remove_others(pins, TABLES, &tables)?;
-        Ok((connect, Tables::open(&tables)?))
+        pins::remove_others(pins, TABLES, &connect.tables)?;
+        let tables = Tables::open(&connect.tables)?;
+        Ok((connect, tables))
     }
 
-    /// Whether all programs are attached.
+    /// Whether all programs are attached, and their tables kept.
     #[must_use]
-    pub fn is_attached(&self) -> bool {
-        PROGRAMS.iter().all(|name| self.holds(name))
+    pub fn is_whole(&self) -> bool {
+        PROGRAMS.iter().all(|name| self.holds(name)) && Tables::are_in(&self.tables)
     }
 
     fn holds(&self, program: &str) -> bool {
@@ -130,10 +132,10 @@ impl Connect {
 
     /// New links first, then the old ones go: for a moment two programs see a connect, and the second has nothing to do
     /// with what the first made of it.
-    fn attach(&self, cgroup: &File, tables: &Path) -> Result<(), BpfError> {
+    fn attach(&self, cgroup: &File) -> Result<(), BpfError> {
         let mut object = EbpfLoader::new()
             .btf(None)
-            .default_map_pin_directory(tables)
+            .default_map_pin_directory(&self.tables)
             .load(CONNECT)
             .map_err(|error| BpfError::Load(Box::new(error)))?;
         pins::make_folder(&self.links)?;

@@ -273,7 +273,7 @@ fn programs_stay_without_their_agent_and_are_taken_over() {
     };
     let before = links(&pins(&world.name));
     let (connect, tables) = Connect::open(&pins(&world.name), &world.name).unwrap();
-    assert!(connect.is_attached());
+    assert!(connect.is_whole());
     assert_eq!(tables.read().unwrap(), world.wanted.entries());
     drop((
         std::mem::replace(&mut world.connect, connect),
@@ -284,10 +284,10 @@ fn programs_stay_without_their_agent_and_are_taken_over() {
     // Somebody takes one away: that is seen, and mended without losing the tables.
     let folder = before.iter().find(|path| path.to_string_lossy().contains("connect-")).unwrap();
     std::fs::remove_file(folder.join("connect4")).unwrap();
-    assert!(!world.connect.is_attached());
+    assert!(!world.connect.is_whole());
     assert!(world.within(|| ask(at(VIP4))).is_err());
     let (connect, tables) = Connect::open(&pins(&world.name), &world.name).unwrap();
-    assert!(connect.is_attached());
+    assert!(connect.is_whole());
     assert_eq!(tables.read().unwrap(), world.wanted.entries());
     assert_eq!(world.within(|| ask(at(VIP4))).unwrap().0, 1);
     bpf::remove(&pins(&world.name)).unwrap();

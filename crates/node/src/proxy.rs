@@ -138,6 +138,9 @@ impl Proxy {
         if let Some(trouble) = self.backend.trouble() {
             self.health.complain_of_mode(&trouble);
         }
+        if let Some(done) = self.backend.done() {
+            self.progress.metrics.programs_did(done);
+        }
         self.progress.done(applied.whole);
         let views = self.backend.views();
         self.health.publish(views.health(), &views.node().addresses);

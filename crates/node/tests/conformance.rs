@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a world that cannot be built fails its test")]
 
+#[path = "conformance/fast.rs"]
+mod fast;
 #[path = "conformance/mode.rs"]
 mod mode;
 #[path = "conformance/objects.rs"]
@@ -28,4 +30,9 @@ fn every_row_holds_in_every_mode() {
 #[test]
 fn random_clusters_are_carried_as_decided() {
     random::compare();
+}
+
+#[test]
+fn connections_are_led_before_there_is_a_packet() {
+    fast::no_packet_is_for_a_service();
 }

@@ -15,7 +15,7 @@ use kernel::link::Netlink;
 use node::guard::Guard;
 use node::kubelet::{self, KubeletHandle};
 use node::{loadbalancer, podnet, portuse, proxy};
-use plan::proxy::Settings;
+use plan::proxy::{EbpfPlace, Settings};
 use runtime::{ImageStore, Runtime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -108,7 +108,12 @@ async fn serve(args: Agent) -> Result<()> {
     let of_dns = (dns_ip, applied.dns.clone());
     let _dns = start_dns(&args, &client, &sources, of_dns, &shutdown).await?;
     let settings = proxy_settings(&args, &name);
-    start_proxy(&client, &sources, (settings.clone(), applied.proxy.clone()), &shutdown);
+    let config = proxy::Config {
+        applied: applied.proxy.clone(),
+        namespaces: network.namespaces(),
+        ..proxy::Config::new(settings.clone())
+    };
+    start_proxy(&client, &sources, config, &shutdown);
     let speaker = loadbalancer::Sources {
         services: sources.services.clone(),
         slices: sources.slices.clone(),
@@ -221,7 +226,25 @@ async fn open_runtime(args: &Agent, name: &str) -> Result<Runtime> {
 }
 
 fn runtime_options(node_dir: &Path, images: ImageStore, name: &str) -> runtime::Options {
-    runtime::Options::new(runtime_dir(node_dir), format!("rhumb/{name}"), images)
+    runtime::Options::new(runtime_dir(node_dir), control_group(name), images)
+}
+
+/// Where the pods of a node are.
+fn control_group(name: &str) -> String {
+    format!("rhumb/{name}")
+}
+
+/// eBPF programs lead all processes of a machine that is a node, and the pods of a node that is one of several on it.
+fn ebpf_place(node_dir: &Path, name: &str) -> EbpfPlace {
+    let network = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let is_machine = network("1").is_some() && network("1") == network("self");
+    let cgroup = if is_machine { String::new() } else { control_group(name) };
+    EbpfPlace { pins: pins(node_dir), cgroup }
+}
+
+/// Where eBPF programs stay while the agent does not run.
+pub(crate) fn pins(node_dir: &Path) -> PathBuf {
+    std::path::absolute(node_dir).unwrap_or_else(|_| node_dir.to_owned()).join("bpf")
 }
 
 fn runtime_dir(node_dir: &Path) -> PathBuf {
@@ -251,6 +274,7 @@ fn proxy_settings(args: &Agent, name: &str) -> Settings {
         node: name.to_owned(),
         service_cidrs: vec![IpNet::V4(args.service_cidr)],
         pod_cidrs: vec![IpNet::V4(args.pod_cidr)],
+        ebpf: ebpf_place(&args.node_dir, name),
         ..Settings::default()
     }))
 }
@@ -258,13 +282,13 @@ fn proxy_settings(args: &Agent, name: &str) -> Settings {
 fn start_proxy(
     client: &Client,
     sources: &Sources,
-    (settings, applied): (Settings, Applied),
+    config: proxy::Config,
     shutdown: &CancellationToken,
 ) {
+    let settings = config.settings.clone();
     let (services, nodes) = (&sources.services, &sources.nodes);
-    portuse::spawn(client, services, nodes, settings.clone(), shutdown.clone());
+    portuse::spawn(client, services, nodes, settings, shutdown.clone());
     let (client, shutdown) = (client.component("kube-proxy"), shutdown.clone());
-    let config = proxy::Config { applied, ..proxy::Config::new(settings) };
     let sources =
         proxy::Sources { services: sources.services.clone(), slices: sources.slices.clone() };
     tokio::spawn(async move {

@@ -59,6 +59,7 @@ pub(crate) fn end(cluster: &Cluster, keep_data: bool, progress: &Progress) -> Re
 pub(crate) fn remove_containers(cluster: &Cluster, node: &str) -> Result<()> {
     let dir = cluster.node_dir(node);
     crate::agent::remove_pods(&dir, &cluster.images_dir())?;
+    kernel::bpf::remove(&crate::agent::pins(&dir))?;
     unmount_below(&dir)?;
     let _ = fs::remove_dir_all(dir.join("podnet"));
     Ok(())

@@ -1,6 +1,6 @@
-//! A lab whose nodes carry Services by iptables: upstream's chains, and the same answers.
+//! Labs whose nodes carry Services in other ways than by nftables alone, and the same answers.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use testkit::lab::Lab;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_rhumb");
@@ -56,5 +56,57 @@ fn services_are_carried_by_iptables() -> Result<()> {
     ensure!(rules.contains("-j KUBE-SEP-") && rules.contains("-m statistic"), "{rules}");
     let mode = lab.within("n1", &["curl", "-sf", "http://127.0.0.1:10249/proxyMode"])?;
     ensure!(mode == "iptables", "{mode}");
+    Ok(())
+}
+
+/// A pod to ask from.
+const INSIDE: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: inside, labels: {app: inside}}
+spec:
+  terminationGracePeriodSeconds: 0
+  nodeName: n1
+  containers: [{name: c, image: 'tools:latest', imagePullPolicy: IfNotPresent}]
+";
+
+/// A metric of the proxy on n1.
+fn metric(lab: &Lab, name: &str) -> Result<u64> {
+    let text = lab.within("n1", &["curl", "-sf", "http://127.0.0.1:10249/metrics"])?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    Ok(line.with_context(|| format!("{name} is not in {text}"))?.trim().parse()?)
+}
+
+#[test]
+fn services_are_carried_by_ebpf() -> Result<()> {
+    let flags = ["--nodes", "2", "--proxy-mode", "ebpf"];
+    let lab = Lab::up_flagged(BINARY, &["web-app", "tools"], &flags)?;
+    lab.apply(SHOP)?;
+    lab.apply(INSIDE)?;
+    lab.ready("app=web", 2)?;
+    lab.ready("app=inside", 1)?;
+    let mode = lab.within("n1", &["curl", "-sf", "http://127.0.0.1:10249/proxyMode"])?;
+    ensure!(mode == "ebpf", "{mode}");
+    let address = lab.value("svc/web", "{.spec.clusterIP}")?;
+    let url = format!("http://{address}/");
+    // A container's process, and an exec's: both are in the pod's control group.
+    lab.eventually("the pod is answered", || {
+        lab.exec("inside", &["wget", "-q", "-T", "2", "-O", "-", &url])
+    })?;
+    let led = "kubeproxy_ebpf_connections_total{ip_family=\"IPv4\"} ";
+    lab.eventually("the connect was led at its socket", || {
+        lab.exec("inside", &["wget", "-q", "-T", "2", "-O", "-", &url])?;
+        ensure!(metric(&lab, led)? > 0, "none was");
+        Ok(())
+    })?;
+    let empty = lab.value("svc/empty", "{.spec.clusterIP}")?;
+    let refused = format!("wget -q -T 2 -O - http://{empty}/ 2>&1 || true");
+    let refused = lab.exec("inside", &["sh", "-c", &refused])?;
+    ensure!(refused.contains("refused"), "{refused}");
+    let node = lab.value("node/n2", "{.status.addresses[?(@.type==\"InternalIP\")].address}")?;
+    let outside = format!("http://{node}:30007/");
+    lab.eventually("a node port answers", || {
+        lab.within("client", &["curl", "-sf", "-m", "2", &outside])
+    })?;
     Ok(())
 }

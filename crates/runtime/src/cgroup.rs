@@ -112,6 +112,25 @@ impl Cgroup {
         }
     }
 
+    /// Where v1 has the controllers, the unified hierarchy beside it says only whose a process is: eBPF programs know by it
+    /// what to do with a socket. Moves the calling process there, and so all that it starts.
+    pub(crate) fn join_beside(&self) {
+        let Some(root) = beside() else { return };
+        let directory = self.directory(root);
+        let joined = fs::create_dir_all(&directory)
+            .and_then(|()| fs::write(directory.join("cgroup.procs"), "0"));
+        if let Err(error) = joined {
+            tracing::warn!(path = %directory.display(), %error, "the pod is in no unified group");
+        }
+    }
+
+    /// Moves the calling process out of it again, so that it can be removed.
+    pub(crate) fn leave_beside() {
+        if let Some(root) = beside() {
+            let _ = fs::write(root.join("cgroup.procs"), "0");
+        }
+    }
+
     /// Lets v2 groups above this one hand the controller down.
     fn enable(&self, controller: &str) {
         let Some(unified) = hierarchies().iter().find(|one| one.controllers.is_empty()) else {
@@ -196,6 +215,14 @@ impl Cgroup {
         }
         false
     }
+}
+
+/// The unified hierarchy on a machine whose controllers are v1's.
+fn beside() -> Option<&'static Path> {
+    let all = hierarchies();
+    let has_v1 = all.iter().any(|one| one.controllers.iter().any(|have| have == "memory"));
+    let unified = all.iter().find(|one| one.controllers.is_empty())?;
+    has_v1.then_some(unified.root.as_path())
 }
 
 fn number(path: &Path) -> Option<u64> {

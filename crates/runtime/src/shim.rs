@@ -124,6 +124,7 @@ impl Shim {
         Cgroup::new(&file.cgroup)
             .create(&file.sandbox.resources)
             .map_err(|error| format!("create control group {}: {error}", file.cgroup))?;
+        Cgroup::new(&file.cgroup).join_beside();
         let shm = sandbox::shared_memory(directory, &file.sandbox)?;
         let share = file.sandbox.share_pid && !file.sandbox.host_pid;
         let pause = if share { Some(sandbox::start_pid_namespace()?) } else { None };
@@ -419,6 +420,7 @@ impl Shim {
             container.release();
         }
         rootfs::unmount_below(&self.directory);
+        Cgroup::leave_beside();
         Cgroup::new(&self.file.cgroup).remove();
         let _ = fs::remove_file(self.directory.join(SOCKET_FILE));
         if let Some(peer) = self.stopping.take() {

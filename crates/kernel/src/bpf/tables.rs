@@ -12,6 +12,21 @@ use net::bpf::{Choice, EndpointKey, Entries, Frontend, FrontendKey, Member};
 
 use super::{BpfError, LAYOUT, TABLES};
 
+/// All of them.
+const NAMES: [&str; 12] = [
+    "frontends4",
+    "frontends6",
+    "endpoints4",
+    "endpoints6",
+    "members4",
+    "members6",
+    "namespaces",
+    "flows4",
+    "flows6",
+    "origins4",
+    "origins6",
+    "counters",
+];
 /// Flags of a choice.
 const MASQUERADE: u32 = 1;
 const LOCAL: u32 = 2;
@@ -317,9 +332,7 @@ impl fmt::Debug for Tables {
 impl Tables {
     /// Whether tables are pinned in this folder.
     pub(super) fn are_in(folder: &Path) -> bool {
-        ["frontends4", "endpoints6", "namespaces", "counters"]
-            .iter()
-            .all(|name| folder.join(name).exists())
+        NAMES.iter().all(|name| folder.join(name).exists())
     }
 
     /// The tables kept in the file system at `pins`, once a program was loaded with them.

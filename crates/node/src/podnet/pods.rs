@@ -5,10 +5,12 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use ipnet::{IpNet, Ipv4Net};
+use kernel::bpf::{self, Place};
 use kernel::link::{Netlink, Route};
 use kernel::{netns, sysctl};
 use plan::podnet::{GATEWAY, allocate, link_name};
@@ -18,6 +20,7 @@ use tokio::sync::{Mutex, watch};
 use super::PodNetError;
 use super::hostports::HostPorts;
 use crate::kubelet::network::{HostPort, PodAttachment, PodNetRequest, PodNetwork};
+use crate::proxy::Namespaces;
 
 /// The pod's link as the pod sees it.
 const POD_LINK: &str = "eth0";
@@ -36,6 +39,8 @@ struct Record {
 struct Attached {
     pods: BTreeMap<String, Record>,
     last: Option<Ipv4Addr>,
+    /// Their namespaces' cookies.
+    cookies: BTreeMap<String, u64>,
 }
 
 /// The pods of this node and their addresses.
@@ -47,6 +52,8 @@ pub struct PodNet {
     cidr: watch::Receiver<Option<Ipv4Net>>,
     attached: Mutex<Attached>,
     host_ports: Mutex<HostPorts>,
+    /// For data planes that know sockets by their namespaces.
+    namespaces: watch::Sender<Arc<BTreeMap<u64, Place>>>,
     netlink: Netlink,
 }
 
@@ -61,8 +68,16 @@ impl PodNet {
         cidr: watch::Receiver<Option<Ipv4Net>>,
     ) -> Result<Self, PodNetError> {
         fs::create_dir_all(dir).map_err(record_error(dir))?;
-        let attached = Mutex::new(Attached { pods: read_records(dir)?, last: None });
+        let pods = read_records(dir)?;
+        let cookies = pods.keys().filter_map(|uid| {
+            let netns = netns_path(dir, uid);
+            netns::exists(&netns).then(|| Some((uid.clone(), cookie(&netns)?)))?
+        });
+        let attached = Attached { cookies: cookies.collect(), pods, last: None };
+        let namespaces = watch::Sender::new(attached.namespaces());
+        let attached = Mutex::new(attached);
         Ok(Self {
+            namespaces,
             dir: dir.to_owned(),
             node_ip,
             mtu: None,
@@ -71,6 +86,22 @@ impl PodNet {
             host_ports: Mutex::new(HostPorts::open()?),
             netlink: Netlink::open()?,
         })
+    }
+
+    /// Whose the network namespaces of this node are.
+    #[must_use]
+    pub fn namespaces(&self) -> Namespaces {
+        self.namespaces.subscribe()
+    }
+
+    /// Tells the data plane whose a namespace is, before anything runs there.
+    async fn publish(&self, uid: &str, cookie: Option<u64>) {
+        let mut attached = self.attached.lock().await;
+        match cookie {
+            Some(cookie) => attached.cookies.insert(uid.to_owned(), cookie),
+            None => attached.cookies.remove(uid),
+        };
+        self.namespaces.send_replace(attached.namespaces());
     }
 
     async fn attach(&self, pod: &PodNetRequest) -> Result<PodAttachment, PodNetError> {
@@ -85,6 +116,7 @@ impl PodNet {
             netns::create(&netns)?;
         }
         self.link(&pod.uid, &netns, address).await?;
+        self.publish(&pod.uid, cookie(&netns)).await;
         self.open_ports().await?;
         Ok(PodAttachment { netns, ips: vec![IpAddr::V4(address)] })
     }
@@ -155,11 +187,12 @@ impl PodNet {
         }
         attached.pods.remove(uid);
         drop(attached);
+        self.publish(uid, None).await;
         self.open_ports().await
     }
 
     fn netns(&self, uid: &str) -> PathBuf {
-        self.dir.join(format!("{uid}.netns"))
+        netns_path(&self.dir, uid)
     }
 
     fn record_path(&self, uid: &str) -> PathBuf {
@@ -172,6 +205,24 @@ impl PodNet {
         let part = path.with_extension("part");
         fs::write(&part, text).and_then(|()| fs::rename(&part, &path)).map_err(record_error(&path))
     }
+}
+
+impl Attached {
+    fn namespaces(&self) -> Arc<BTreeMap<u64, Place>> {
+        let known = self.cookies.iter().filter_map(|(uid, cookie)| {
+            Some((*cookie, Place::Pod(Some(self.pods.get(uid)?.address), None)))
+        });
+        Arc::new(known.collect())
+    }
+}
+
+fn netns_path(dir: &Path, uid: &str) -> PathBuf {
+    dir.join(format!("{uid}.netns"))
+}
+
+/// The cookie of a namespace; kernels before 5.14 have none.
+fn cookie(netns: &Path) -> Option<u64> {
+    netns::within(netns, bpf::netns_cookie).ok()?.ok()
 }
 
 impl PodNetwork for PodNet {

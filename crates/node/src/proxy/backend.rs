@@ -12,6 +12,7 @@ use plan::proxy::{Mode, Settings, Snapshot, Views};
 use super::SinkError;
 use super::ebpf::{self, Ebpf, Namespaces};
 use super::iptables::{self, Iptables};
+use super::metrics::Done;
 use super::nftables::{self, Nftables};
 
 /// What one way is to tell the kernel.
@@ -127,6 +128,14 @@ impl Backend {
         match self {
             Self::Nftables(_) | Self::Iptables(_) => None,
             Self::Ebpf(ebpf) => ebpf.trouble(),
+        }
+    }
+
+    /// What programs in the kernel did, when it is time to ask.
+    pub(super) fn done(&mut self) -> Option<Done> {
+        match self {
+            Self::Nftables(_) | Self::Iptables(_) => None,
+            Self::Ebpf(ebpf) => ebpf.done(),
         }
     }
 

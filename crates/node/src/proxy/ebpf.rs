@@ -6,7 +6,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernel::bpf::{self, BpfError, Connect, Place, Tables};
+use kernel::bpf::{self, BpfError, Connect, Counter, Place, Tables};
 use net::bpf::{Change, Spare, Steps};
 use plan::proxy::{EbpfPlace, Mode, Settings, Snapshot, Views};
 use tokio::sync::watch;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::SinkError;
 use super::backend::Applied;
+use super::metrics::Done;
 use super::nftables::{self, Nftables};
 
 /// Whose the network namespaces on this node are, by their cookies; the node's own is not among them.
@@ -27,6 +28,9 @@ const SWEEP_AFTER: Duration = Duration::from_millis(20);
 const VERIFY_SHARE: u32 = 500;
 /// And not more often than this.
 const VERIFY_AFTER: Duration = Duration::from_secs(5);
+
+/// How often what the programs did is counted.
+const COUNT_AFTER: Duration = Duration::from_secs(1);
 
 /// What the kernel is to be told.
 #[derive(Debug, PartialEq)]
@@ -51,10 +55,13 @@ pub(super) struct Ebpf {
     /// The node's network namespace.
     own: Option<u64>,
     namespaces: Option<Namespaces>,
+    /// The namespaces that the tables have.
+    told: Option<Arc<BTreeMap<u64, Place>>>,
     fast: Option<Fast>,
     /// When the programs are tried again.
     retry: Instant,
     trouble: Option<String>,
+    count_at: Instant,
 }
 
 impl Ebpf {
@@ -64,9 +71,11 @@ impl Ebpf {
             nftables: Nftables::open(settings)?,
             own: bpf::netns_cookie().ok(),
             namespaces: None,
+            told: None,
             fast: None,
             retry: Instant::now(),
             trouble: None,
+            count_at: Instant::now(),
         };
         ebpf.start();
         Ok(ebpf)
@@ -83,9 +92,7 @@ impl Ebpf {
             }
             Err(error) => self.give_up(&error),
         }
-        if let Some(namespaces) = &mut self.namespaces {
-            namespaces.mark_changed();
-        }
+        self.told = None;
     }
 
     /// The rules underneath carry everything, until the programs work again.
@@ -134,13 +141,14 @@ impl Ebpf {
     }
 
     fn tell_namespaces(&mut self) {
-        let (Some(fast), Some(namespaces)) = (&mut self.fast, &mut self.namespaces) else { return };
-        if !namespaces.has_changed().unwrap_or_default() {
+        let (Some(fast), Some(namespaces)) = (&mut self.fast, &self.namespaces) else { return };
+        let wanted = Arc::clone(&namespaces.borrow());
+        if self.told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &wanted)) {
             return;
         }
-        let wanted = Arc::clone(&namespaces.borrow_and_update());
-        if let Err(error) = fast.tell_namespaces(&wanted, self.own) {
-            self.give_up(&error);
+        match fast.tell_namespaces(&wanted, self.own) {
+            Ok(()) => self.told = Some(wanted),
+            Err(error) => self.give_up(&error),
         }
     }
 
@@ -149,7 +157,7 @@ impl Ebpf {
         match &mut self.fast {
             None if self.retry <= Instant::now() => self.start(),
             None => {}
-            Some(fast) if !fast.connect.is_attached() => {
+            Some(fast) if !fast.connect.is_whole() => {
                 tracing::warn!(
                     component = "proxy",
                     "somebody took eBPF programs away: they come back"
@@ -200,8 +208,20 @@ impl Ebpf {
         self.trouble.take()
     }
 
-    pub(super) fn follow(&mut self, mut namespaces: Namespaces) {
-        namespaces.mark_changed();
+    /// What the programs did, when it is time to ask.
+    pub(super) fn done(&mut self) -> Option<Done> {
+        let fast = self.fast.as_ref().filter(|_| self.count_at <= Instant::now())?;
+        self.count_at = Instant::now() + COUNT_AFTER;
+        // A metric that cannot be had is no reason to stop.
+        let count = |counter| fast.tables.counted(counter).unwrap_or_default();
+        Some(Done {
+            connections: [Counter::Connected4, Counter::Connected6].map(count),
+            datagrams: [Counter::Sent4, Counter::Sent6].map(count),
+            left: [Counter::Left4, Counter::Left6].map(count),
+        })
+    }
+
+    pub(super) fn follow(&mut self, namespaces: Namespaces) {
         self.namespaces = Some(namespaces);
     }
 }

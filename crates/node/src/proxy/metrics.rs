@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use plan::proxy::Mode;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
@@ -26,6 +28,21 @@ pub struct Metrics {
     endpoint_changes: Counter,
     last_sync: Gauge<f64, AtomicU64>,
     last_queued: Gauge<f64, AtomicU64>,
+    /// What eBPF programs did; nothing in other modes.
+    ebpf: [Family<Labels, Counter>; 3],
+}
+
+type Labels = [(&'static str, &'static str); 1];
+
+/// What eBPF programs did since they were first attached: by address family, IPv4 first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Done {
+    /// Connects led to an endpoint.
+    pub(super) connections: [u64; 2],
+    /// Datagrams led to an endpoint.
+    pub(super) datagrams: [u64; 2],
+    /// Connects and datagrams to a Service that were left to the rules.
+    pub(super) left: [u64; 2],
 }
 
 /// Upstream's buckets of a sync: 1 ms to 16 s. A change takes microseconds here, so three finer ones come before.
@@ -54,6 +71,7 @@ impl Default for Metrics {
             endpoint_changes: Counter::default(),
             last_sync: Gauge::default(),
             last_queued: Gauge::default(),
+            ebpf: Default::default(),
         };
         let mut all = Registry::with_prefix("kubeproxy");
         let rules = all.sub_registry_with_prefix("sync_proxy_rules");
@@ -99,6 +117,15 @@ impl Default for Metrics {
             "Seconds from what triggered a change of endpoints until the kernel has it",
             metrics.programming.clone(),
         );
+        let ebpf = all.sub_registry_with_prefix("ebpf");
+        let [connections, datagrams, left] = metrics.ebpf.clone();
+        ebpf.register(
+            "connections",
+            "TCP connects led to an endpoint at their socket",
+            connections,
+        );
+        ebpf.register("datagrams", "Datagrams led to an endpoint at their socket", datagrams);
+        ebpf.register("left", "Connects and datagrams to Services left to the rules", left);
         Self { registry: Arc::new(all), ..metrics }
     }
 }
@@ -125,6 +152,16 @@ impl Metrics {
             self.programming.observe((seconds(now) - seconds(*trigger)).max(0.0));
         }
         self.last_sync.set(seconds(now));
+    }
+
+    /// eBPF programs have done so much by now.
+    pub(super) fn programs_did(&self, done: Done) {
+        let all = [done.connections, done.datagrams, done.left];
+        for (metric, counts) in self.ebpf.iter().zip(all) {
+            for (family, count) in ["IPv4", "IPv6"].into_iter().zip(counts) {
+                metric.get_or_create(&[("ip_family", family)]).inner().store(count, Relaxed);
+            }
+        }
     }
 
     /// The kernel has refused a sync.
@@ -160,6 +197,7 @@ mod tests {
         metrics.service_changed();
         metrics.synced(false, Duration::from_micros(40), &[Timestamp::UNIX_EPOCH]);
         metrics.failed(Mode::Nftables);
+        metrics.programs_did(Done { connections: [7, 1], ..Done::default() });
         let text = metrics.render();
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_count 1",
@@ -170,6 +208,8 @@ mod tests {
             "kubeproxy_sync_proxy_rules_endpoint_changes_total 0",
             "kubeproxy_sync_proxy_rules_nftables_sync_failures_total 1",
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "kubeproxy_ebpf_connections_total{ip_family=\"IPv4\"} 7",
+            "kubeproxy_ebpf_left_total{ip_family=\"IPv6\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in {text}");
         }

@@ -1,12 +1,16 @@
 //! Data planes under test. Another mode is one more of these, and one more column of the table.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use client::Reconcile;
 use kernel::netns;
 use node::proxy::{ConntrackLimits, Health, Proxy, prepare};
-use plan::proxy::{IptablesBackend, Settings, Snapshot};
+use plan::proxy::{EbpfPlace, IptablesBackend, Settings, Snapshot};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 /// Where a data plane is to work.
 #[derive(Clone)]
@@ -15,6 +19,12 @@ pub(crate) struct Place {
     pub(crate) netns: PathBuf,
     /// The node's runtime: its threads are in that namespace.
     pub(crate) runtime: Handle,
+    /// The control group of the node and its pods.
+    pub(crate) group: PathBuf,
+    /// For what is to outlive the agent.
+    pub(crate) pins: PathBuf,
+    /// The namespaces of its pods, and their addresses.
+    pub(crate) pods: Vec<(PathBuf, [IpAddr; 2])>,
 }
 
 /// A way to carry Services.
@@ -25,11 +35,16 @@ pub(crate) trait Mode: Sync {
     /// Starts it on a node. What the kernel there has from before is taken over.
     fn start(&self, place: &Place, settings: Settings, health: Health) -> Box<dyn DataPlane>;
 
-    /// Ways to harm what it has put into the kernel, as shell commands.
+    /// Ways to harm what it has put into the kernel, as commands; `{pins}` is [`Place::pins`].
     fn harms(&self) -> &'static [&'static str];
 
     /// A command that shows what it has put into the kernel, and a word that is in it then.
     fn trace(&self) -> (&'static str, &'static str);
+
+    /// Whether it has all that the other mode has, and more.
+    fn includes(&self, other: &dyn Mode) -> bool {
+        self.name() == other.name()
+    }
 
     /// A program for rules of others beside its own.
     fn iptables(&self) -> &'static str {
@@ -44,8 +59,17 @@ pub(crate) trait DataPlane: Send + Sync {
 }
 
 /// Every mode, in the order of the columns.
-pub(crate) const MODES: [&dyn Mode; 3] =
-    [&Nft, &Iptables(IptablesBackend::Nft), &Iptables(IptablesBackend::Legacy)];
+pub(crate) const MODES: [&dyn Mode; 4] =
+    [&Nft, &Iptables(IptablesBackend::Nft), &Iptables(IptablesBackend::Legacy), EBPF];
+
+/// eBPF, and what it leaves to nftables.
+pub(crate) const EBPF: &dyn Mode = &Ebpf;
+
+/// `MODE=ebpf` and the like try one mode alone.
+pub(crate) fn is_asked_for(mode: &dyn Mode) -> bool {
+    let asked = std::env::var("MODE").unwrap_or_default().to_lowercase();
+    mode.name().to_lowercase().contains(&asked)
+}
 
 /// nftables through netlink.
 struct Nft;
@@ -130,12 +154,60 @@ impl Mode for Iptables {
     }
 }
 
+/// eBPF programs at sockets, nftables underneath.
+struct Ebpf;
+
+impl Mode for Ebpf {
+    fn name(&self) -> &'static str {
+        "eBPF"
+    }
+
+    fn start(&self, place: &Place, settings: Settings, health: Health) -> Box<dyn DataPlane> {
+        // Those who ask are threads of this process.
+        if !place.group.exists() {
+            std::fs::create_dir(&place.group).unwrap();
+            std::fs::write(place.group.join("cgroup.type"), "threaded").unwrap();
+        }
+        start(place, Settings { mode: plan::proxy::Mode::Ebpf, ..settings }, health)
+    }
+
+    fn harms(&self) -> &'static [&'static str] {
+        &[
+            "find {pins} -name connect4 -delete",
+            "find {pins} -name endpoints6 -delete",
+            "find {pins} -name getpeername6 -delete -or -name frontends4 -delete",
+            "nft delete table ip rhumb_proxy",
+            "nft flush map ip6 rhumb_proxy endpoints",
+            "nft flush ruleset",
+            "find {pins} -type f -path *connect-* -delete",
+        ]
+    }
+
+    fn includes(&self, other: &dyn Mode) -> bool {
+        [self.name(), Nft.name()].contains(&other.name())
+    }
+
+    fn trace(&self) -> (&'static str, &'static str) {
+        ("find /tmp -maxdepth 3 -path {pins}/* -name connect4", "connect4")
+    }
+}
+
 fn start(place: &Place, settings: Settings, health: Health) -> Box<dyn DataPlane> {
+    let group = place.group.file_name().expect("a group has a name").to_string_lossy();
+    let ebpf = EbpfPlace { pins: place.pins.clone(), cgroup: group.into_owned() };
+    let settings = Settings { ebpf, ..settings };
     let proxy = netns::within(&place.netns, || {
         prepare(&settings, ConntrackLimits::default());
         Proxy::open(settings, health).unwrap()
     });
-    Box::new(Plane { proxy: proxy.unwrap(), runtime: place.runtime.clone() })
+    let mut proxy = proxy.unwrap();
+    let pods = place.pods.iter().map(|(path, addresses)| {
+        let cookie = netns::within(path, || kernel::bpf::netns_cookie().unwrap()).unwrap();
+        let [IpAddr::V4(v4), IpAddr::V6(v6)] = addresses else { panic!("{addresses:?}") };
+        (cookie, kernel::bpf::Place::Pod(Some(*v4), Some(*v6)))
+    });
+    proxy.follow(watch::Sender::new(Arc::new(pods.collect::<BTreeMap<_, _>>())).subscribe());
+    Box::new(Plane { proxy, runtime: place.runtime.clone() })
 }
 
 struct Plane {

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use api::core::Node;
@@ -123,6 +123,34 @@ async fn replace_route(node: &Netlink, route: &Route) {
     node.replace_route(route).await.unwrap();
 }
 
+/// Where control groups are.
+fn groups() -> &'static Path {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let root = mounts.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            (fields[2] == "cgroup2").then(|| PathBuf::from(fields[1]))
+        });
+        root.expect("cgroup2 is mounted")
+    })
+}
+
+/// The control group of the node that a namespace is, or is on; only some data planes make it.
+pub(crate) fn group(netns: &Path) -> Option<PathBuf> {
+    let name = netns.file_name()?.to_str()?;
+    let (prefix, place) = name.rsplit_once('-')?;
+    let node = if PODS.iter().any(|(pod, ..)| *pod == place) { node_of(place) } else { place };
+    let is_node = NODES.iter().any(|(name, ..)| *name == node);
+    is_node.then(|| groups().join(format!("{prefix}-{node}")))
+}
+
+/// Where the eBPF programs of the node in a namespace are pinned.
+pub(crate) fn pins(netns: &Path) -> PathBuf {
+    let name = netns.file_name().expect("a namespace has a name").to_string_lossy();
+    std::env::temp_dir().join(format!("{name}-pins"))
+}
+
 static NETWORKS: AtomicU32 = AtomicU32::new(0);
 
 /// The namespaces. Dropped, they are gone.
@@ -167,7 +195,16 @@ impl Network {
     /// A node, for a data plane.
     pub(crate) fn place(&self, node: &str) -> Place {
         let at = NODES.iter().position(|(name, ..)| *name == node).unwrap();
-        Place { netns: self.path(node), runtime: self.runtimes[at].handle().clone() }
+        let pods = PODS.into_iter().map(|(pod, ..)| pod).filter(|pod| node_of(pod) == node);
+        Place {
+            netns: self.path(node),
+            runtime: self.runtimes[at].handle().clone(),
+            group: group(&self.path(node)).expect("a node has a group"),
+            pins: pins(&self.path(node)),
+            pods: pods
+                .map(|pod| (self.path(pod), FAMILIES.map(|family| pod_ip(family, pod))))
+                .collect(),
+        }
     }
 
     async fn wire(&self) {
@@ -295,6 +332,20 @@ impl Drop for Network {
     fn drop(&mut self) {
         for runtime in self.runtimes.drain(..) {
             runtime.shutdown_background();
+        }
+        for (node, ..) in NODES {
+            let path = self.path(node);
+            kernel::bpf::remove(&pins(&path)).unwrap();
+            let group = group(&path).expect("a node has a group");
+            // A thread that has ended leaves its group a moment later.
+            for _ in 0..100 {
+                match std::fs::remove_dir(&group) {
+                    Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    _ => break,
+                }
+            }
         }
         for name in names() {
             netns::delete(&self.path(name)).unwrap();

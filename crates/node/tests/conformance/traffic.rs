@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kernel::netns;
+use nix::sys::socket::{setsockopt, sockopt};
 use plan::service::Protocol;
 use socket2::{Domain, Socket, Type};
+
+use super::topology::group;
 
 /// How long a client waits where an answer must come: only a failure takes so long.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -100,6 +104,18 @@ fn converse(mut stream: TcpStream, name: &str) {
     }
 }
 
+/// Runs in a namespace and, where there are control groups, in that of its node.
+fn within<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let threads = group(path).map(|group| group.join("cgroup.threads"));
+    let work = || {
+        if let Some(threads) = threads.filter(|threads| threads.exists()) {
+            std::fs::write(threads, nix::unistd::gettid().to_string()).unwrap();
+        }
+        work()
+    };
+    netns::within(path, work).unwrap()
+}
+
 /// Somebody who asks: in a namespace, under an address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asker<'a> {
@@ -110,12 +126,12 @@ pub(crate) struct Asker<'a> {
 impl Asker<'_> {
     /// Asks where an answer must come.
     pub(crate) fn ask(&self, protocol: Protocol, to: SocketAddr) -> Reply {
-        netns::within(self.netns, || ask(protocol, self.source, to, ANSWER_MAX)).unwrap()
+        within(self.netns, || ask(protocol, self.source, to, ANSWER_MAX))
     }
 
     /// Asks where no answer may come.
     pub(crate) fn ask_in_vain(&self, protocol: Protocol, to: SocketAddr) -> Reply {
-        netns::within(self.netns, || ask(protocol, self.source, to, SILENCE)).unwrap()
+        within(self.netns, || ask(protocol, self.source, to, SILENCE))
     }
 
     /// Asks so often; how often each answer came.
@@ -126,25 +142,24 @@ impl Asker<'_> {
         times: u32,
     ) -> BTreeMap<String, u32> {
         let mut counts = BTreeMap::new();
-        netns::within(self.netns, || {
+        within(self.netns, || {
             for _ in 0..times {
                 let reply = ask(protocol, self.source, to, ANSWER_MAX);
                 *counts.entry(reply.name().to_owned()).or_default() += 1;
             }
-        })
-        .unwrap();
+        });
         counts
     }
 
     /// A UDP socket that keeps its port.
     pub(crate) fn udp(&self) -> UdpFlow {
-        let socket = netns::within(self.netns, || UdpSocket::bind((self.source, 0)).unwrap());
-        UdpFlow(socket.unwrap())
+        let socket = within(self.netns, || UdpSocket::bind((self.source, 0)).unwrap());
+        UdpFlow(socket)
     }
 
     /// A TCP connection that stays.
     pub(crate) fn connect(&self, to: SocketAddr) -> Conversation {
-        let stream = netns::within(self.netns, || connect(self.source, to, ANSWER_MAX)).unwrap();
+        let stream = within(self.netns, || connect(self.source, to, ANSWER_MAX));
         let stream = stream.unwrap();
         stream.set_read_timeout(Some(ANSWER_MAX)).unwrap();
         let mut conversation = Conversation { reader: BufReader::new(stream) };
@@ -154,7 +169,7 @@ impl Asker<'_> {
 
     /// The status and the body of an HTTP answer, its head in lower case before it.
     pub(crate) fn get(&self, to: SocketAddr, path: &str) -> Option<(u16, String)> {
-        netns::within(self.netns, || {
+        within(self.netns, || {
             let mut stream = connect(self.source, to, ANSWER_MAX).ok()?;
             stream.set_read_timeout(Some(ANSWER_MAX)).unwrap();
             write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
@@ -163,7 +178,6 @@ impl Asker<'_> {
             let status = text.split(' ').nth(1)?.parse().ok()?;
             Some((status, text))
         })
-        .unwrap()
     }
 }
 
@@ -212,7 +226,14 @@ fn connect(source: IpAddr, to: SocketAddr, timeout: Duration) -> std::io::Result
 
 fn ask(protocol: Protocol, source: IpAddr, to: SocketAddr, timeout: Duration) -> Reply {
     if protocol == Protocol::Udp {
-        return udp_ask(&UdpSocket::bind((source, 0)).unwrap(), to, timeout);
+        let socket = UdpSocket::bind((source, 0)).unwrap();
+        // Both kinds of sockets, in turn: data planes may know them apart.
+        let is_connected = ASKED.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+        return if is_connected {
+            udp_ask(&socket, to, timeout)
+        } else {
+            udp_ask_unconnected(&socket, to, timeout)
+        };
     }
     let stream = match connect(source, to, timeout) {
         Ok(stream) => stream,
@@ -222,6 +243,31 @@ fn ask(protocol: Protocol, source: IpAddr, to: SocketAddr, timeout: Duration) ->
     let mut answer = String::new();
     match BufReader::new(stream).read_line(&mut answer) {
         Ok(_) => parse(answer.trim_end()),
+        Err(error) => failed(&error),
+    }
+}
+
+/// How often somebody asked by UDP.
+static ASKED: AtomicU32 = AtomicU32::new(0);
+
+/// Each datagram with its address. The answer must come from there.
+fn udp_ask_unconnected(socket: &UdpSocket, to: SocketAddr, timeout: Duration) -> Reply {
+    // Without this only connected sockets are told of refusals.
+    match to {
+        SocketAddr::V4(_) => setsockopt(socket, sockopt::Ipv4RecvErr, &true).unwrap(),
+        SocketAddr::V6(_) => setsockopt(socket, sockopt::Ipv6RecvErr, &true).unwrap(),
+    }
+    socket.set_read_timeout(Some(timeout)).unwrap();
+    let mut buffer = [0; 256];
+    let sent = match socket.send_to(b"?", to) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(0),
+        sent => sent,
+    };
+    match sent.and_then(|_| socket.recv_from(&mut buffer)) {
+        Ok((len, from)) => {
+            assert_eq!(from, to, "the answer must come from whom was asked");
+            parse(&String::from_utf8_lossy(&buffer[..len]))
+        }
         Err(error) => failed(&error),
     }
 }

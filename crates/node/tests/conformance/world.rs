@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::mode::{DataPlane, Mode};
 use super::objects::Sketch;
 use super::topology::{
-    CLIENTS, NODES, Network, PODS, node_ip, node_object, node_of, node_second, on_link, pod_cidrs,
-    pod_ip, service_cidrs,
+    CLIENTS, NODES, Network, PODS, node_ip, node_object, node_of, node_second, on_link, pins,
+    pod_cidrs, pod_ip, service_cidrs,
 };
 use super::traffic::{Asker, Reply, serve};
 
@@ -141,13 +141,22 @@ impl World {
         }
     }
 
-    /// Runs a shell command on a node.
+    /// Runs a command on a node.
     pub(crate) fn on_node(&self, node: &str, command: &str) -> String {
+        let path = self.network.path(node);
+        let command = command.replace("{pins}", &pins(&path).to_string_lossy());
         let words: Vec<&str> = command.split(' ').collect();
         let run = || Command::new(words[0]).args(&words[1..]).output().unwrap();
-        let output = netns::within(&self.network.path(node), run).unwrap();
+        let output = netns::within(&path, run).unwrap();
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a script of nft on a node.
+    pub(crate) fn nft(&self, node: &str, script: &str) {
+        let run = || Command::new("nft").arg(script).output().unwrap();
+        let output = netns::within(&self.network.path(node), run).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// What a node tells of node ports that its own processes listen on: the events' and conditions' texts.

@@ -1,0 +1,66 @@
+//! Whether the eBPF programs carry what they are for: answers alone do not show it, for the rules underneath carry all.
+
+use std::net::SocketAddr;
+
+use net::nft::Family;
+use plan::proxy::FAMILIES;
+use plan::service::Protocol;
+
+use super::mode::EBPF;
+use super::objects::{cluster, service};
+use super::topology::node_ip;
+use super::traffic::Asker;
+use super::world::{World, source};
+
+/// Counts packets from pods and the node that are for Services.
+const WATCH: &str = "table inet watch { \
+    chain forwarded { type filter hook prerouting priority -400; \
+        ip daddr 10.96.0.0/16 counter; ip6 daddr fd96::/108 counter; }; \
+    chain own { type filter hook output priority -400; \
+        ip daddr 10.96.0.0/16 counter; ip6 daddr fd96::/108 counter; \
+        ip saddr 198.18.0.11 tcp dport 30080 counter; }; }";
+
+fn packets(world: &World) -> Vec<u64> {
+    let text = world.on_node("n1", "nft list table inet watch");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let counted = words.windows(2).filter(|pair| pair[0] == "packets");
+    counted.map(|pair| pair[1].parse().unwrap()).collect()
+}
+
+fn ask(world: &World, from: &str, to: SocketAddr) {
+    let asker = Asker { netns: &world.path(from), source: source(from, Family::of(&to.ip())) };
+    let counts = asker.ask_often(Protocol::Tcp, to, 12);
+    assert_eq!(counts.keys().map(String::as_str).collect::<Vec<_>>(), ["a", "c"]);
+}
+
+/// Fails when a packet of a connection that the programs carry is addressed to the Service.
+pub(crate) fn no_packet_is_for_a_service() {
+    let mut world = World::new(EBPF);
+    world.apply(&[service(10, &["a", "c"]).node_port(30080)]);
+    world.nft("n1", WATCH);
+    for family in FAMILIES {
+        for from in ["b", "n1"] {
+            ask(&world, from, cluster(family, 10, Protocol::Tcp));
+        }
+    }
+    ask(&world, "n1", SocketAddr::new(node_ip(Family::Ip, "n1"), 30080));
+    assert_eq!(packets(&world), [0; 5]);
+    // Who is an endpoint itself is left to the rules, and the counters do count.
+    ask(&world, "a", cluster(Family::Ip, 10, Protocol::Tcp));
+    assert!(packets(&world)[0] >= 12);
+    // The rules carry everything when the programs are gone.
+    world.kill();
+    world.on_node("n1", "find {pins} -type f -path *connect-* -delete");
+    // The kernel lets go of a program a moment after its last name.
+    for round in 0.. {
+        assert!(round < 100, "programs without a name go on");
+        ask(&world, "b", cluster(Family::Ip6, 10, Protocol::Tcp));
+        if packets(&world)[1] >= 12 {
+            break;
+        }
+    }
+    world.restart();
+    let before = packets(&world);
+    ask(&world, "b", cluster(Family::Ip6, 10, Protocol::Tcp));
+    assert_eq!(packets(&world), before);
+}
