@@ -91,18 +91,17 @@ fn services_are_carried_by_ebpf() -> Result<()> {
     let url = format!("http://{address}/");
     // A container's process, and an exec's: both are in the pod's control group.
     lab.eventually("the pod is answered", || {
-        lab.exec("inside", &["wget", "-q", "-T", "2", "-O", "-", &url])
+        lab.exec("inside", &["curl", "-sf", "-m", "2", &url])
     })?;
     let led = "kubeproxy_ebpf_connections_total{ip_family=\"IPv4\"} ";
     lab.eventually("the connect was led at its socket", || {
-        lab.exec("inside", &["wget", "-q", "-T", "2", "-O", "-", &url])?;
+        lab.exec("inside", &["curl", "-sf", "-m", "2", &url])?;
         ensure!(metric(&lab, led)? > 0, "none was");
         Ok(())
     })?;
     let empty = lab.value("svc/empty", "{.spec.clusterIP}")?;
-    let refused = format!("wget -q -T 2 -O - http://{empty}/ 2>&1 || true");
-    let refused = lab.exec("inside", &["sh", "-c", &refused])?;
-    ensure!(refused.contains("refused"), "{refused}");
+    let refused = format!("curl -s -m 2 http://{empty}/ || echo $?");
+    ensure!(lab.exec("inside", &["sh", "-c", &refused])?.trim() == "7", "it is refused");
     let node = lab.value("node/n2", "{.status.addresses[?(@.type==\"InternalIP\")].address}")?;
     let outside = format!("http://{node}:30007/");
     lab.eventually("a node port answers", || {
