@@ -3,6 +3,7 @@
 use api::StatusError;
 use api::resource::Resource;
 use api::selector::LabelSelector;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cache::Object;
@@ -23,6 +24,23 @@ pub(crate) struct Selector {
     resource: &'static Resource,
     labels: Option<LabelSelector>,
     fields: Vec<FieldTerm>,
+}
+
+/// An object of which only the labels are parsed.
+#[derive(Default, Deserialize)]
+struct Labelled {
+    metadata: LabelledMeta,
+}
+
+#[derive(Default, Deserialize)]
+struct LabelledMeta {
+    #[serde(default)]
+    labels: Value,
+}
+
+/// The labels of an object's bytes; `null` when it has none.
+fn labels(json: &[u8]) -> Value {
+    serde_json::from_slice::<Labelled>(json).unwrap_or_default().metadata.labels
 }
 
 impl Selector {
@@ -70,9 +88,13 @@ impl Selector {
         self.labels.is_none() && self.fields.is_empty()
     }
 
-    /// Whether an object is selected; parses it only when it must.
+    /// Whether an object is selected; parses no more of it than it must.
     pub(crate) fn matches(&self, object: &Object) -> bool {
-        self.is_everything() || self.matches_value(&object.value())
+        match &self.labels {
+            _ if !self.fields.is_empty() => self.matches_value(&object.value()),
+            Some(selector) => selector.matches_value(&labels(&object.json)),
+            None => true,
+        }
     }
 
     fn matches_value(&self, object: &Value) -> bool {
