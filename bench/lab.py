@@ -131,6 +131,12 @@ def memory(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1000
 
 
+def private(pid):
+    """Megabytes that are no pages of files."""
+    rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.search(r"Anonymous:\s+(\d+)", rollup).group(1)) / 1000
+
+
 def cpu_seconds(pid):
     return cpu_ticks(pid) / os.sysconf("SC_CLK_TCK")
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from lab import Cluster, cpu_ticks, memory, row
+from lab import Cluster, cpu_ticks, memory, private, row
 
 
 def step(output, what):
@@ -81,6 +81,8 @@ def bench_idle(rhumb):
         agents = [memory(pid) for name, pid in pids.items() if re.fullmatch(r"n\d+", name)]
         row("memory of the control plane, idle", [memory(pids["server"])], "MB", "≤ 60", 1)
         row("memory of a node agent, idle", agents, "MB", "≤ 30", 1)
+        own = [private(pid) for name, pid in pids.items() if re.fullmatch(r"n\d+", name)]
+        row("of that, not the binary's own pages, which all agents share", own, "MB", "-", 1)
         for name in sorted(pids.keys() - {"server"}):
             if not re.fullmatch(r"n\d+", name):
                 row(f"memory of `{name}`, idle", [memory(pids[name])], "MB", "-", 1)
