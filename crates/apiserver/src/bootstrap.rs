@@ -4,7 +4,7 @@
 //! ServiceCIDR), `pkg/registry/rbac/rest`, `pkg/registry/scheduling/rest`, kubeadm's addons, and the Services' repair
 //! loop as far as IPAddresses go.
 
-mod addresses;
+pub(crate) mod addresses;
 mod roles;
 
 use std::net::IpAddr;
@@ -197,9 +197,8 @@ async fn ensure(registry: &Registry, row: Row, object: Value) -> Result<(), Stat
     if registry.cache().get(resource, &namespace, &name).is_some() {
         return Ok(());
     }
-    let options =
-        WriteOptions { field_manager: "kube-apiserver".to_owned(), ..WriteOptions::default() };
-    match registry.create(&server(), resource, &namespace, object, &options).await {
+    let (user, options) = (server(), WriteOptions::by_server());
+    match registry.create(&user, resource, &namespace, object, &options).await {
         Err(error) if error.reason != Reason::AlreadyExists => Err(error),
         _ => Ok(()),
     }

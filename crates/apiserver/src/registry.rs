@@ -30,6 +30,13 @@ pub struct WriteOptions {
     pub tracked: bool,
 }
 
+impl WriteOptions {
+    /// For what the server writes by itself.
+    pub(crate) fn by_server() -> Self {
+        Self { field_manager: "kube-apiserver".to_owned(), ..Self::default() }
+    }
+}
+
 /// What a write did.
 #[derive(Clone, Debug)]
 pub struct Written {

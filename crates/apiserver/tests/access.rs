@@ -172,8 +172,18 @@ async fn services_get_addresses_that_nobody_else_has() {
     let tried = cluster.post(&format!("{SERVICES}?dryRun=All"), web("c", &json!({})), 201).await;
     assert!(tried["spec"]["clusterIP"].is_string(), "a dry run shows an example");
     assert_eq!(cluster.get(&format!("{SERVICES}/c")).await.0, 404);
+    let held = format!("/apis/networking.k8s.io/v1/ipaddresses/{text}");
+    let (_, object) = cluster.get(&held).await;
+    assert_eq!(object["spec"]["parentRef"]["name"], "a");
+    assert_eq!(
+        object["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"],
+        "nobody ever sees the Service without it"
+    );
+    // Whoever takes the address over takes the object over, in whatever state that is.
     cluster.delete(&format!("{SERVICES}/a")).await;
     cluster.post(SERVICES, web("b", &json!({"clusterIP": address})), 201).await;
+    let (_, object) = cluster.get(&held).await;
+    assert_eq!(object["spec"]["parentRef"]["name"], "b");
 }
 
 #[tokio::test]

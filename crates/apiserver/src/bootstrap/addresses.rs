@@ -1,4 +1,5 @@
-//! An IPAddress for every ClusterIP, and none without one.
+//! An IPAddress for every ClusterIP, and none without one. A new Service is stored together with its own; all other
+//! changes are followed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -130,7 +131,7 @@ impl Followed {
         }
         for name in free {
             let Some(present) = IP_ADDRESSES.get(cache, "", &name) else { continue };
-            if present["metadata"]["labels"][MANAGED_BY.0] != MANAGED_BY.1 {
+            if !is_ours(&present) {
                 continue;
             }
             let deleted =
@@ -142,6 +143,30 @@ impl Followed {
         }
         good
     }
+}
+
+/// The IPAddresses of a Service that is about to be stored for the first time, each with the revision of the one that it
+/// replaces: a Service that is gone may have left it. Nothing for other objects.
+pub(crate) fn of_new_service(
+    registry: &Registry,
+    resource: &Resource,
+    new: &Value,
+) -> Vec<(&'static Resource, Value, u64)> {
+    let Some(own) = IP_ADDRESSES.resource().filter(|_| SERVICES.is(resource)) else {
+        return Vec::new();
+    };
+    let holder = identity(new);
+    let left = |name: &str| {
+        let present = registry.cache().object(own, "", name)?;
+        is_ours(&present.value()).then_some(present.revision)
+    };
+    let names = address_names(new).into_iter();
+    let objects = names.map(|name| (own, object(&name, &holder), left(&name).unwrap_or(0)));
+    objects.collect()
+}
+
+fn is_ours(address: &Value) -> bool {
+    address["metadata"]["labels"][MANAGED_BY.0] == MANAGED_BY.1
 }
 
 fn identity(service: &Value) -> Name {

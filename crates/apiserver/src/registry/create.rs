@@ -10,6 +10,7 @@ use store::{Compare, Op, Outcome, Txn};
 
 use super::{Registry, WriteOptions, Written, api_version, check, scoped, store_key};
 use crate::auth::User;
+use crate::bootstrap::addresses;
 use crate::{admission, convert, object};
 
 /// Letters of generated names: no vowels, so no words.
@@ -87,18 +88,13 @@ impl Registry {
         if !options.tracked {
             api::apply::track_update(&options.context(resource, ""), None, &mut new);
         }
-        let key = store_key(resource, namespace, &name);
         if options.dry_run {
             if self.cache.object(resource, namespace, &name).is_some() {
                 return Err(StatusError::already_exists(resource.group, resource.plural, &name));
             }
             return Ok(Written { object: Arc::new(new), created: true, deleted: false, warnings });
         }
-        let txn = Txn {
-            compare: vec![Compare { key: Arc::clone(&key), modified: 0 }],
-            ops: vec![Op::Put(key, convert::encode_stored(resource, &new))],
-        };
-        match self.commit(txn).await? {
+        match self.store_new(resource, namespace, &new).await? {
             Outcome::Committed(revision) => {
                 if let Some(reservation) = reservation {
                     reservation.keep();
@@ -112,6 +108,55 @@ impl Registry {
             }
         }
     }
+}
+
+impl Registry {
+    /// Stores an object that is not there yet, and what it brings along. Where something of that is in the way, it is
+    /// left to whoever follows the object.
+    async fn store_new(
+        &self,
+        resource: &'static Resource,
+        namespace: &str,
+        new: &Value,
+    ) -> Result<Outcome, StatusError> {
+        let alone = added(resource, namespace, new, 0);
+        let companions = addresses::of_new_service(self, resource, new);
+        if companions.is_empty() {
+            return self.commit(alone).await;
+        }
+        let mut all = alone.clone();
+        for (resource, object, replaced) in companions {
+            let Txn { compare, ops } = added(resource, "", &born(resource, object), replaced);
+            all.compare.extend(compare);
+            all.ops.extend(ops);
+        }
+        match self.commit(all).await? {
+            Outcome::Conflict(found) if found.first().is_some_and(Option::is_none) => {
+                self.commit(alone).await
+            }
+            outcome => Ok(outcome),
+        }
+    }
+}
+
+/// The transaction that stores an object where the one with its name has the revision `replaced`; 0 for none.
+fn added(resource: &Resource, namespace: &str, new: &Value, replaced: u64) -> Txn {
+    let key = store_key(resource, namespace, object::meta_str(new, "name"));
+    Txn {
+        compare: vec![Compare { key: Arc::clone(&key), modified: replaced }],
+        ops: vec![Op::Put(key, convert::encode_stored(resource, new))],
+    }
+}
+
+/// An object of the server's own, complete.
+fn born(resource: &Resource, mut new: Value) -> Value {
+    prepare_meta(&mut new, resource, "");
+    api::schema::normalize(resource.group, resource.version, resource.kind, &mut new);
+    (resource.rules.default)(&mut new);
+    (resource.rules.prepare_create)(&mut new);
+    let options = WriteOptions::by_server();
+    api::apply::track_update(&options.context(resource, ""), None, &mut new);
+    new
 }
 
 /// Managed fields that came with the object: kept out of defaulting and validation.
