@@ -1,4 +1,6 @@
-//! Durations as people read them (`5d19h`): `k8s.io/apimachinery/pkg/util/duration`.
+//! Durations as people read them (`5d19h`): `k8s.io/apimachinery/pkg/util/duration`; and as they write them in annotations.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -32,6 +34,16 @@ fn two(large: i64, large_unit: &str, small: i64, small_unit: &str) -> String {
     } else {
         format!("{large}{large_unit}{small}{small_unit}")
     }
+}
+
+/// A time as annotations of Rhumb have it: `10s`, `500ms`, `0s`.
+#[must_use]
+pub fn parse(text: &str) -> Option<Duration> {
+    let number = |text: &str| text.parse::<u32>().ok().map(u64::from);
+    if let Some(millis) = text.strip_suffix("ms") {
+        return number(millis).map(Duration::from_millis);
+    }
+    number(text.strip_suffix('s')?).map(Duration::from_secs)
 }
 
 /// How long ago a time of the API was, in words; `<unknown>` for an absent or malformed one.
@@ -80,5 +92,15 @@ mod tests {
         let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
         assert_eq!(since(Some("2026-01-01T00:00:00Z"), now), "10m");
         assert_eq!(since(None, now), "<unknown>");
+    }
+
+    #[test]
+    fn annotations_have_seconds_or_milliseconds() {
+        assert_eq!(parse("10s"), Some(Duration::from_secs(10)));
+        assert_eq!(parse("0s"), Some(Duration::ZERO));
+        assert_eq!(parse("250ms"), Some(Duration::from_millis(250)));
+        for bad in ["", "s", "10", "-1s", "1.5s", "1m", "soon", "99999999999s"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
     }
 }

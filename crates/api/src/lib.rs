@@ -19,6 +19,7 @@ pub mod quantity;
 pub mod resource;
 pub mod schema;
 pub mod selector;
+pub mod service;
 mod status;
 mod validation;
 

@@ -1,6 +1,7 @@
-//! Connection tracking through ctnetlink: lists UDP flows and deletes single ones.
+//! Connection tracking through ctnetlink: lists flows and deletes single ones.
 //!
-//! UDP has no handshake: a client that keeps sending keeps its flow alive, to wherever it was first translated.
+//! UDP has no handshake: a client that keeps sending keeps its flow alive, to wherever it was first translated. A TCP
+//! connection leads where it led when it began.
 //! Upstream counterpart: `pkg/proxy/conntrack`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,6 +19,9 @@ const NLM_F_DUMP: u16 = 0x300;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
+const PROTOINFO: u16 = 4;
+const PROTOINFO_TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
@@ -31,21 +35,47 @@ const PROTO_NUMBER: u16 = 1;
 const PROTO_SOURCE: u16 = 2;
 const PROTO_DESTINATION: u16 = 3;
 const STATUS_DNAT: u32 = 1 << 5;
-const UDP: u8 = 17;
+/// States of TCP in which a connection is over: time wait, close.
+const TCP_OVER: [u8; 2] = [7, 8];
 /// A dump that changes came into is tried again this often; flows that came meanwhile are the next round's.
 const DUMP_TRIES_MAX: u32 = 3;
 
-/// A UDP flow.
+/// A protocol whose flows are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// The number in the IP header.
+    const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+/// A flow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
+    /// By which protocol.
+    pub protocol: Protocol,
     /// Who sends.
     pub source: SocketAddr,
     /// To whom, as sent.
     pub destination: SocketAddr,
     /// Who answers: the destination after translation.
     pub answers: SocketAddr,
+    /// To whom: the source after translation.
+    pub answered: SocketAddr,
     /// Whether the destination was translated.
     pub translated: bool,
+    /// Whether it is only remembered: both sides closed it, or one reset it. Never for UDP.
+    pub is_over: bool,
     zone: Option<u16>,
     id: Option<u32>,
 }
@@ -54,7 +84,7 @@ pub struct Flow {
 #[derive(Debug)]
 pub struct Conntrack {
     socket: Socket,
-    /// Whether the kernel takes a filter with a dump, as far as is known: it spares listing TCP, which is most.
+    /// Whether the kernel takes a filter with a dump, as far as is known: it spares listing the other protocols.
     filters: bool,
 }
 
@@ -67,11 +97,15 @@ impl Conntrack {
         Ok(Self { socket: Socket::open()?, filters: true })
     }
 
-    /// All UDP flows of a family.
+    /// All flows of a protocol and a family.
     ///
     /// # Errors
     /// When the kernel refuses, or changes keep coming in between.
-    pub fn udp_flows(&mut self, family: Family) -> Result<Vec<Flow>, NetfilterError> {
+    pub fn flows(
+        &mut self,
+        family: Family,
+        protocol: Protocol,
+    ) -> Result<Vec<Flow>, NetfilterError> {
         let mut flows = Vec::new();
         for _ in 0..DUMP_TRIES_MAX {
             self.socket.drain();
@@ -81,11 +115,11 @@ impl Conntrack {
             let flags = NLM_F_REQUEST | NLM_F_DUMP;
             builder.begin(SUBSYSTEM << 8 | GET, flags, sequence, family_number(family), 0);
             if self.filters {
-                put_udp_filter(&mut builder);
+                put_filter(&mut builder, protocol);
             }
             builder.end();
             let whole = self.socket.dump(builder.bytes(), sequence, "list the flows", |reply| {
-                flows.extend(decode(reply.attributes()));
+                flows.extend(decode(reply.attributes(), protocol));
             });
             match whole {
                 Ok(true) => break,
@@ -146,10 +180,10 @@ fn family_number(family: Family) -> u8 {
     }
 }
 
-fn put_udp_filter(builder: &mut Builder) {
+fn put_filter(builder: &mut Builder, protocol: Protocol) {
     let tuple = builder.open(TUPLE_ORIGINAL);
     let proto = builder.open(TUPLE_PROTO);
-    builder.byte(PROTO_NUMBER, UDP);
+    builder.byte(PROTO_NUMBER, protocol.number());
     builder.close(&proto);
     builder.close(&tuple);
     let filter = builder.open(FILTER);
@@ -169,25 +203,28 @@ fn put_tuple(builder: &mut Builder, flow: &Flow) {
     }
     builder.close(&ip);
     let proto = builder.open(TUPLE_PROTO);
-    builder.byte(PROTO_NUMBER, UDP);
+    builder.byte(PROTO_NUMBER, flow.protocol.number());
     builder.raw(PROTO_SOURCE, &flow.source.port().to_be_bytes());
     builder.raw(PROTO_DESTINATION, &flow.destination.port().to_be_bytes());
     builder.close(&proto);
     builder.close(&tuple);
 }
 
-fn decode(attributes: Attributes<'_>) -> Option<Flow> {
-    let (source, destination) = tuple(attributes.nested(TUPLE_ORIGINAL)?)?;
-    let (answers, _) = tuple(attributes.nested(TUPLE_REPLY)?)?;
+fn decode(attributes: Attributes<'_>, protocol: Protocol) -> Option<Flow> {
+    let (source, destination) = tuple(attributes.nested(TUPLE_ORIGINAL)?, protocol)?;
+    let (answers, answered) = tuple(attributes.nested(TUPLE_REPLY)?, protocol)?;
     let translated = attributes.be32(STATUS).is_some_and(|status| status & STATUS_DNAT != 0);
+    let tcp = attributes.nested(PROTOINFO).and_then(|info| info.nested(PROTOINFO_TCP));
+    let state = tcp.and_then(|tcp| tcp.byte(TCP_STATE));
+    let is_over = state.is_some_and(|state| TCP_OVER.contains(&state));
     let (zone, id) = (attributes.be16(ZONE), attributes.be32(ID));
-    Some(Flow { source, destination, answers, translated, zone, id })
+    Some(Flow { protocol, source, destination, answers, answered, translated, is_over, zone, id })
 }
 
-/// Source and destination of a UDP tuple.
-fn tuple(attributes: Attributes<'_>) -> Option<(SocketAddr, SocketAddr)> {
+/// Source and destination of a tuple of this protocol.
+fn tuple(attributes: Attributes<'_>, protocol: Protocol) -> Option<(SocketAddr, SocketAddr)> {
     let proto = attributes.nested(TUPLE_PROTO)?;
-    if proto.byte(PROTO_NUMBER)? != UDP {
+    if proto.byte(PROTO_NUMBER)? != protocol.number() {
         return None;
     }
     let ip = attributes.nested(TUPLE_IP)?;

@@ -1,4 +1,4 @@
-//! Sinks to Linux: nftables, iptables, rtnetlink, namespaces, conntrack, ARP, eBPF.
+//! Sinks to Linux: nftables, iptables, rtnetlink, namespaces, conntrack, raw TCP segments, ARP, eBPF.
 
 pub mod arp;
 pub mod bpf;
@@ -8,5 +8,6 @@ pub mod link;
 mod netfilter;
 pub mod netns;
 pub mod nftables;
+pub mod nudge;
 pub mod sysctl;
 pub mod tc;

@@ -169,6 +169,23 @@ pub enum CtKey {
     Status,
     /// The connection's mark, 4 bytes in host order.
     Mark,
+    /// The source address in one direction.
+    Source(Direction),
+    /// The source port in one direction, 2 bytes.
+    SourcePort(Direction),
+    /// The destination address in one direction.
+    Destination(Direction),
+    /// The destination port in one direction, 2 bytes.
+    DestinationPort(Direction),
+}
+
+/// Of a connection's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// As the client sends them, before any translation.
+    Original,
+    /// As they are answered, before that is translated back.
+    Reply,
 }
 
 /// How a comparison must come out.
@@ -388,6 +405,8 @@ pub struct Set {
     pub dynamic: bool,
     /// Bound on the elements of a dynamic set; 0 for none.
     pub size_max: u32,
+    /// Seconds until an element goes, where nothing else is said; 0 for never.
+    pub timeout_s: u32,
 }
 
 impl Set {
@@ -395,7 +414,8 @@ impl Set {
     #[must_use]
     pub fn of(key: impl IntoIterator<Item = Field>) -> Self {
         let key = key.into_iter().collect();
-        Self { key, data: SetData::None, interval: false, dynamic: false, size_max: 0 }
+        let (interval, dynamic, size_max, timeout_s) = (false, false, 0, 0);
+        Self { key, data: SetData::None, interval, dynamic, size_max, timeout_s }
     }
 
     /// A verdict map of these key fields.

@@ -12,6 +12,7 @@ mod metrics;
 mod nftables;
 mod prepare;
 mod progress;
+mod reset;
 mod sink;
 mod udp;
 
@@ -94,6 +95,7 @@ pub struct Proxy {
     backend: Backend,
     others: Others,
     udp: udp::Cleaner,
+    resetter: reset::Resetter,
     health: Health,
     progress: Progress,
 }
@@ -108,8 +110,9 @@ impl Proxy {
         let others = Others::open()?;
         let backend = Backend::open(settings)?;
         let udp = udp::Cleaner::open()?;
+        let resetter = reset::Resetter::open()?;
         let progress = Progress::new();
-        Ok(Self { backend, others, udp, health, progress })
+        Ok(Self { backend, others, udp, resetter, health, progress })
     }
 
     /// Makes the next apply look at what the kernel holds, also where that was done a moment ago.
@@ -143,8 +146,11 @@ impl Proxy {
         }
         self.progress.done(applied.whole);
         let views = self.backend.views();
+        let told = self.resetter.look(views, applied.resets);
+        self.progress.metrics.reset(told);
         self.health.publish(views.health(), &views.node().addresses);
-        Ok(Next::After(self.backend.wait()))
+        let wait = self.backend.wait();
+        Ok(Next::After(self.resetter.wait().map_or(wait, |sooner| wait.min(sooner))))
     }
 }
 

@@ -42,17 +42,10 @@ pub fn budget(pod: &Pod, grace: Duration) -> Duration {
     let asked = annotations.and_then(|all| all.get(ANNOTATION)).map(String::as_str);
     let wanted = match asked {
         Some("off") => Duration::ZERO,
-        Some(text) => duration(text).unwrap_or(BUDGET_MAX),
+        Some(text) => api::duration::parse(text).unwrap_or(BUDGET_MAX),
         None => BUDGET_MAX,
     };
     wanted.min(grace / GRACE_SHARE)
-}
-
-/// `2s` or `500ms`.
-fn duration(text: &str) -> Option<Duration> {
-    let millis = text.strip_suffix("ms").and_then(|number| number.parse().ok());
-    let seconds = || text.strip_suffix('s').and_then(|number| number.parse().ok());
-    millis.map(Duration::from_millis).or_else(|| seconds().map(Duration::from_secs))
 }
 
 /// The Services that send connections to `pod` while it is ready, and to others when it is not.

@@ -11,6 +11,7 @@ mod elements;
 mod fold;
 pub mod iptables;
 pub mod maglev;
+mod resets;
 mod ruleset;
 mod stage;
 #[cfg(test)]
@@ -30,6 +31,9 @@ use crate::service::NodeView;
 
 pub use elements::{ChainId, SetId, udp_frontends};
 pub use fold::{Change, Dirty, FamilyChange, Fold, Snapshot, UdpFrontends};
+pub use resets::{
+    Lead, RESETS_SET, RESETS_TABLE, ResetFrontends, Resets, Step, reset_key, resets_table,
+};
 pub use ruleset::{MARK, TABLE};
 pub use stage::Stage;
 pub use views::{Touched, Views};

@@ -6,6 +6,7 @@ mod endpoints;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use api::core::{Node, Service, ServicePort, ServiceSpec};
 use api::discovery::EndpointSlice;
@@ -170,6 +171,18 @@ pub struct Frontend {
     pub identity: SocketAddr,
     /// Seconds that a client stays with its endpoint; `None` without session affinity.
     pub affinity_s: Option<u32>,
+    /// What the Service wants done with open connections to endpoints that are gone; `None`, also for other protocols
+    /// than TCP, is nothing.
+    pub reset: Option<Reset>,
+}
+
+/// When open connections are reset (annotation [`api::service::RESET_CONNECTIONS`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reset {
+    /// How long after the endpoint is gone.
+    pub after: Duration,
+    /// The endpoints that are not gone, wherever they are and whether they take new connections or not.
+    pub present: BTreeSet<SocketAddr>,
 }
 
 /// A Service as one node sees it.
@@ -239,6 +252,14 @@ pub fn view(service: &Service, slices: &[&EndpointSlice], around: Surroundings<'
     view
 }
 
+/// How long after an endpoint is gone open connections to it are reset; `None` where the Service does not ask for it, or in
+/// words that are no time.
+#[must_use]
+pub fn reset_after(service: &Service) -> Option<Duration> {
+    let annotations = service.meta().annotations.as_ref()?;
+    api::duration::parse(annotations.get(api::service::RESET_CONNECTIONS)?)
+}
+
 /// Whether the node agent itself answers on the Service's addresses.
 #[must_use]
 pub fn is_node_local(service: &Service) -> bool {
@@ -288,6 +309,7 @@ impl<'a> Reached<'a> {
         let local = endpoints.iter().filter(|endpoint| endpoint.is_local);
         view.local_endpoints.extend(local.map(|endpoint| endpoint.address.ip()));
         let internal = self.internal(&categories);
+        let first = view.frontends.len();
         view.frontends.push(self.frontend(FrontendKind::ClusterIp, self.identity, internal));
         for (kind, address) in self.external_addresses(around) {
             let mut frontend = self.frontend(kind, address, self.external(kind, &categories));
@@ -295,6 +317,10 @@ impl<'a> Reached<'a> {
                 frontend.sources = sources.cloned();
             }
             view.frontends.push(frontend);
+        }
+        let reset = self.reset(&endpoints);
+        for frontend in &mut view.frontends[first..] {
+            frontend.reset.clone_from(&reset);
         }
     }
 
@@ -308,7 +334,14 @@ impl<'a> Reached<'a> {
             sources: None,
             identity: self.identity,
             affinity_s: affinity(self.spec),
+            reset: None,
         }
+    }
+
+    fn reset(&self, endpoints: &[Endpoint]) -> Option<Reset> {
+        let after = reset_after(self.service).filter(|_| self.protocol == Protocol::Tcp)?;
+        let present = endpoints.iter().filter(|endpoint| !endpoint.is_gone());
+        Some(Reset { after, present: present.map(|endpoint| endpoint.address).collect() })
     }
 
     fn internal(&self, categories: &Categories) -> Action {

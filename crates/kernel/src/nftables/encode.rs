@@ -213,6 +213,9 @@ fn put_set(builder: &mut Builder, name: &str, of: &Set, id: u32) {
         }
     }
     builder.be32(set::ID, id);
+    if of.timeout_s > 0 {
+        builder.be64(set::TIMEOUT, u64::from(of.timeout_s) * 1000);
+    }
     if of.interval || of.size_max > 0 {
         let nest = builder.open(set::DESCRIPTION);
         if of.size_max > 0 {
@@ -246,6 +249,9 @@ pub(super) fn set_flags(of: &Set) -> u32 {
     }
     if of.dynamic {
         flags |= set::FLAG_TIMEOUT | set::FLAG_EVAL;
+    }
+    if of.timeout_s > 0 {
+        flags |= set::FLAG_TIMEOUT;
     }
     flags
 }

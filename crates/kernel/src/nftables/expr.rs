@@ -1,6 +1,6 @@
 //! Rule expressions as netlink attributes: the name of each and its own numbering.
 
-use net::nft::{CmpOp, CtKey, DynOp, Expr, Family, MetaKey, PayloadBase, Reg, Reject};
+use net::nft::{CmpOp, CtKey, Direction, DynOp, Expr, Family, MetaKey, PayloadBase, Reg, Reject};
 
 use super::wire::{LIST_ELEM, family as family_number, put_value, put_verdict};
 use crate::netfilter::Builder;
@@ -64,12 +64,11 @@ fn put_data(builder: &mut Builder, family: Family, expr: &Expr) {
         }
         Expr::Ct { key, to } => {
             builder.be32(1, reg(*to));
-            let key = match key {
-                CtKey::State => 0,
-                CtKey::Status => 2,
-                CtKey::Mark => 3,
-            };
-            builder.be32(2, key);
+            let (number, direction) = ct_key(family, *key);
+            builder.be32(2, number);
+            if let Some(direction) = direction {
+                builder.byte(3, if direction == Direction::Original { 0 } else { 1 });
+            }
         }
         Expr::Cmp { from, op, value } => {
             builder.be32(1, reg(*from));
@@ -161,6 +160,20 @@ fn put_reject(builder: &mut Builder, family: Family, reject: Reject) {
     };
     builder.be32(1, kind);
     builder.byte(2, code);
+}
+
+/// Addresses by the keys that say their family: programs cannot show the others in a concatenation.
+fn ct_key(family: Family, key: CtKey) -> (u32, Option<Direction>) {
+    let of_family = |v4, v6| if family == Family::Ip { v4 } else { v6 };
+    match key {
+        CtKey::State => (0, None),
+        CtKey::Status => (2, None),
+        CtKey::Mark => (3, None),
+        CtKey::Source(direction) => (of_family(19, 21), Some(direction)),
+        CtKey::Destination(direction) => (of_family(20, 22), Some(direction)),
+        CtKey::SourcePort(direction) => (11, Some(direction)),
+        CtKey::DestinationPort(direction) => (12, Some(direction)),
+    }
 }
 
 fn meta_key(key: MetaKey) -> u32 {

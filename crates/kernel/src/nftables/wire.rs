@@ -64,6 +64,7 @@ pub(super) mod set {
     pub(in super::super) const DATA_LEN: u16 = 7;
     pub(in super::super) const DESCRIPTION: u16 = 9;
     pub(in super::super) const ID: u16 = 10;
+    pub(in super::super) const TIMEOUT: u16 = 11;
     pub(in super::super) const DESCRIPTION_SIZE: u16 = 1;
     pub(in super::super) const DESCRIPTION_CONCAT: u16 = 2;
     pub(in super::super) const FIELD_LEN: u16 = 1;

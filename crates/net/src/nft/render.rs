@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{
-    Chain, ChainKind, CmpOp, CtKey, DynOp, Expr, Field, HookPoint, Key, MetaKey, PayloadBase, Reg,
-    Reject, Rule, Set, SetData, Table, Value, Verdict,
+    Chain, ChainKind, CmpOp, CtKey, Direction, DynOp, Expr, Field, HookPoint, Key, MetaKey,
+    PayloadBase, Reg, Reject, Rule, Set, SetData, Table, Value, Verdict,
 };
 
 /// The whole table, elements included.
@@ -40,6 +40,9 @@ fn render_set(out: &mut String, name: &str, set: &Set, elements: &super::Element
     }
     if set.dynamic {
         out.push_str("\t\tflags dynamic,timeout\n");
+    }
+    if set.timeout_s > 0 {
+        let _ = writeln!(out, "\t\ttimeout {}s", set.timeout_s);
     }
     if !elements.is_empty() {
         out.push_str("\t\telements = {\n");
@@ -209,12 +212,8 @@ impl Symbols<'_> {
                 None
             }
             Expr::Ct { key, to } => {
-                let word = match key {
-                    CtKey::State => "ct state",
-                    CtKey::Status => "ct status",
-                    CtKey::Mark => "ct mark",
-                };
-                self.put(*to, word.to_owned(), 4);
+                let (words, len) = ct_words(self.table, *key);
+                self.put(*to, words, len);
                 None
             }
             Expr::MetaSet { key, from } => {
@@ -308,6 +307,24 @@ fn payload_words(table: &Table, base: PayloadBase, offset: u32, len: u32) -> Str
         (PayloadBase::Transport, 2, 2) => "th dport".to_owned(),
         (PayloadBase::Network, ..) => format!("@nh,{},{}", offset * 8, len * 8),
         (PayloadBase::Transport, ..) => format!("@th,{},{}", offset * 8, len * 8),
+    }
+}
+
+/// The words and how many bytes they stand for.
+fn ct_words(table: &Table, key: CtKey) -> (String, u32) {
+    let way = |direction| match direction {
+        Direction::Original => "original",
+        Direction::Reply => "reply",
+    };
+    let (family, len) = (table.family.word(), table.family.address_len());
+    match key {
+        CtKey::State => ("ct state".to_owned(), 4),
+        CtKey::Status => ("ct status".to_owned(), 4),
+        CtKey::Mark => ("ct mark".to_owned(), 4),
+        CtKey::Source(of) => (format!("ct {} {family} saddr", way(of)), len),
+        CtKey::Destination(of) => (format!("ct {} {family} daddr", way(of)), len),
+        CtKey::SourcePort(of) => (format!("ct {} proto-src", way(of)), 2),
+        CtKey::DestinationPort(of) => (format!("ct {} proto-dst", way(of)), 2),
     }
 }
 

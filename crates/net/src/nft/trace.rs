@@ -156,10 +156,12 @@ impl Tracer<'_> {
                 self.mark = u32::from_ne_bytes(bytes);
             }
             Expr::MetaSet { .. } | Expr::Counter => {}
-            Expr::Ct { key, to } => {
-                let bits: u32 = if *key == CtKey::State { 8 } else { 0 };
-                self.write(*to, &bits.to_ne_bytes());
-            }
+            Expr::Ct { key, to } => match key {
+                CtKey::State => self.write(*to, &8_u32.to_ne_bytes()),
+                CtKey::Status | CtKey::Mark => self.write(*to, &0_u32.to_ne_bytes()),
+                // A first packet's connection has no answer yet that rules could go by.
+                _ => return Step::Break,
+            },
             Expr::Cmp { from, op, value } => {
                 let equal = self.read(*from, value.len()) == &**value;
                 if equal != (*op == CmpOp::Eq) {

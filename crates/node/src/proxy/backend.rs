@@ -33,6 +33,8 @@ pub(super) struct Applied {
     pub(super) whole: bool,
     /// Whether UDP flows may lead to the wrong place.
     pub(super) udp: bool,
+    /// Whether TCP connections that are reset then may lead to endpoints that are gone.
+    pub(super) resets: bool,
     /// UDP frontends that the kernel had before: of this agent, or of one before it.
     pub(super) before: BTreeSet<SocketAddr>,
 }

@@ -57,16 +57,16 @@ impl Iptables {
         blocking(|| match plan {
             Plan::Replace => {
                 let before = sink.replace(|family| fold.rules(family))?;
-                Ok(Applied { whole: true, udp: true, before })
+                Ok(Applied { whole: true, udp: true, resets: true, before })
             }
             Plan::Change(change) => {
-                let udp = change.udp;
+                let (udp, resets) = (change.udp, change.resets);
                 for family in FAMILIES {
                     if let Some(delta) = change.families.get(&family) {
                         sink.change(family, delta)?;
                     }
                 }
-                Ok(Applied { udp, ..Applied::default() })
+                Ok(Applied { udp, resets, ..Applied::default() })
             }
         })
     }

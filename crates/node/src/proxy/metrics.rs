@@ -26,6 +26,7 @@ pub struct Metrics {
     iptables_failures: Counter,
     service_changes: Counter,
     endpoint_changes: Counter,
+    resets: Counter,
     last_sync: Gauge<f64, AtomicU64>,
     last_queued: Gauge<f64, AtomicU64>,
     /// What eBPF programs did; nothing in other modes.
@@ -69,6 +70,7 @@ impl Default for Metrics {
             iptables_failures: Counter::default(),
             service_changes: Counter::default(),
             endpoint_changes: Counter::default(),
+            resets: Counter::default(),
             last_sync: Gauge::default(),
             last_queued: Gauge::default(),
             ebpf: Default::default(),
@@ -103,6 +105,11 @@ impl Default for Metrics {
             metrics.endpoint_changes.clone(),
         );
         all.register(
+            "connections_reset",
+            "Connections to endpoints that were gone, which their Services asked to reset",
+            metrics.resets.clone(),
+        );
+        all.register(
             "sync_full_proxy_rules_duration_seconds",
             "Seconds of a sync of everything",
             metrics.full.clone(),
@@ -135,6 +142,11 @@ impl Metrics {
     pub(super) fn service_changed(&self) {
         self.service_changes.inc();
         self.last_queued.set(seconds(Timestamp::now()));
+    }
+
+    /// So many connections were reset.
+    pub(super) fn reset(&self, connections: u64) {
+        self.resets.inc_by(connections);
     }
 
     /// An EndpointSlice changed.

@@ -53,16 +53,16 @@ impl Nftables {
         match plan {
             Plan::Replace(tables) => {
                 let before = self.sink.replace(&tables)?;
-                Ok(Applied { whole: true, udp: true, before })
+                Ok(Applied { whole: true, udp: true, resets: true, before })
             }
             Plan::Change(change) => {
-                let udp = change.udp;
+                let (udp, resets) = (change.udp, change.resets);
                 if change.families.is_empty() {
                     self.sink.sweep()?;
                 } else {
                     self.sink.change(change)?;
                 }
-                Ok(Applied { udp, ..Applied::default() })
+                Ok(Applied { udp, resets, ..Applied::default() })
             }
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use kernel::conntrack::{Conntrack, Flow};
+use kernel::conntrack::{Conntrack, Flow, Protocol};
 use plan::proxy::{FAMILIES, UdpFrontends, Views};
 
 use super::SinkError;
@@ -37,7 +37,7 @@ impl Cleaner {
         self.retired.extend(self.last.keys().copied());
         self.retired.retain(|frontend| !now.contains_key(frontend));
         for family in FAMILIES {
-            let mut flows = self.conntrack.udp_flows(family)?;
+            let mut flows = self.conntrack.flows(family, Protocol::Udp)?;
             flows.retain(|flow| self.is_stale(flow, &now, views));
             for flow in &flows {
                 self.conntrack.delete(flow)?;

@@ -66,6 +66,12 @@ impl End {
         self
     }
 
+    /// It is being deleted, and does not serve any more.
+    pub(crate) fn gone(mut self) -> Self {
+        self.conditions = json!({ "ready": false, "serving": false, "terminating": true });
+        self
+    }
+
     pub(crate) fn unready(mut self) -> Self {
         self.conditions = json!({ "ready": false, "serving": false, "terminating": false });
         self

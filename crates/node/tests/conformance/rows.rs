@@ -10,6 +10,8 @@ mod flows;
 mod health;
 #[path = "rows/kernel.rs"]
 mod kernel_state;
+#[path = "rows/resets.rs"]
+mod resets;
 #[path = "rows/source.rs"]
 mod source;
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kernel::netns;
+use net::nft::Family;
 use nix::sys::socket::{setsockopt, sockopt};
 use plan::service::Protocol;
 use socket2::{Domain, Socket, Type};
@@ -116,6 +117,21 @@ fn within<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
     netns::within(path, work).unwrap()
 }
 
+/// Connections that servers in a namespace have in a family.
+pub(crate) fn connections(path: &Path, family: Family) -> usize {
+    const ESTABLISHED: &str = "01";
+    let file = if family == Family::Ip { "tcp" } else { "tcp6" };
+    let read = || std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+    let table = netns::within(path, read).unwrap();
+    let port = format!(":{TCP_TARGET:04X}");
+    let is_open = |line: &&str| {
+        let mut words = line.split_whitespace().skip(1);
+        let (local, state) = (words.next(), words.nth(1));
+        local.is_some_and(|local| local.ends_with(&port)) && state == Some(ESTABLISHED)
+    };
+    table.lines().filter(is_open).count()
+}
+
 /// Somebody who asks: in a namespace, under an address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asker<'a> {
@@ -210,6 +226,24 @@ impl Conversation {
         line.trim_end().to_owned()
     }
 
+    /// Listens for a moment, and says nothing; whether it was told that the connection is over.
+    pub(crate) fn is_reset(&mut self) -> bool {
+        let stream = self.reader.get_mut();
+        stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+        let read = loop {
+            match stream.read(&mut [0; 8]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        stream.set_read_timeout(Some(ANSWER_MAX)).unwrap();
+        match read {
+            Ok(bytes) => panic!("{bytes} bytes, and no reset"),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => true,
+            Err(error) => failed(&error) != Reply::Silence,
+        }
+    }
+
     /// Says something; who answers.
     pub(crate) fn say(&mut self) -> String {
         self.reader.get_mut().write_all(b"?\n").unwrap();
@@ -282,7 +316,16 @@ fn udp_ask(socket: &UdpSocket, to: SocketAddr, timeout: Duration) -> Reply {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(0),
         sent => sent,
     };
-    match sent.and_then(|_| socket.recv(&mut buffer)) {
+    // A signal ends the wait, for a child process, say.
+    let answer = sent.and_then(|_| {
+        loop {
+            match socket.recv(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                answer => break answer,
+            }
+        }
+    });
+    match answer {
         Ok(len) => parse(&String::from_utf8_lossy(&buffer[..len])),
         Err(error) => failed(&error),
     }

@@ -1,10 +1,12 @@
 //! The rules of a Service that a packet meets, each with what it means for this one.
 
+use api::Kind;
 use api::core::{Service, ServiceSpec};
+use api::service::RESET_CONNECTIONS;
 
 use super::{Chain, Client, Step};
 use crate::decide::Packet;
-use crate::service::{Action, Frontend, FrontendKind, NodeView};
+use crate::service::{Action, Frontend, FrontendKind, NodeView, Protocol, reset_after};
 
 /// The field that admits clients.
 pub(super) const SOURCE_RANGES: &str = "loadBalancerSourceRanges";
@@ -37,6 +39,7 @@ impl Chain<'_> {
             let words = "pods that are not ready count as ready".to_owned();
             self.rule("publishNotReadyAddresses", words, true);
         }
+        self.resets(service, at);
         if let Some(distribution) = &spec.traffic_distribution {
             let zone = node.zone.as_deref();
             let place = zone.map_or_else(|| "no zone".to_owned(), |zone| format!("zone {zone}"));
@@ -48,6 +51,21 @@ impl Chain<'_> {
 
     fn rule(&mut self, field: &str, words: String, passes: bool) {
         self.steps.push(Step::Rule { field: field.to_owned(), words, passes });
+    }
+
+    /// What becomes of the connection when its endpoint goes.
+    fn resets(&mut self, service: &Service, at: &Frontend) {
+        let annotations = service.meta().annotations.as_ref();
+        let asked = annotations.and_then(|all| all.get(RESET_CONNECTIONS));
+        let Some(text) = asked.filter(|_| at.protocol == Protocol::Tcp) else { return };
+        let words = match reset_after(service) {
+            Some(_) => "a connection is reset so long after its endpoint is gone".to_owned(),
+            None => {
+                "this is no time such as 10s: a connection to an endpoint that is gone is left alone"
+                    .to_owned()
+            }
+        };
+        self.rule(&format!("{RESET_CONNECTIONS} {text}"), words, true);
     }
 
     fn source_ranges(&mut self, at: &Frontend, packet: &Packet, client: &Client) {

@@ -147,8 +147,10 @@ impl Fast {
 fn lower(view: &ServiceView, settings: &Settings) -> Lowered {
     let mut lowered = Lowered::default();
     for frontend in &view.frontends {
-        // Others are rare, and nftables knows them all.
-        if !matches!(frontend.protocol, Protocol::Tcp | Protocol::Udp) {
+        // Others are rare, and nftables knows them all. What is to be reset must be tracked with the address that the
+        // client asked for.
+        let is_carried = matches!(frontend.protocol, Protocol::Tcp | Protocol::Udp);
+        if !is_carried || frontend.reset.is_some() {
             continue;
         }
         let mut told = lowered.choices(frontend, view, settings);

@@ -66,6 +66,8 @@ pub struct Change {
     pub udp: bool,
     /// Whether health check ports or their numbers differ.
     pub health: bool,
+    /// Whether a TCP connection that is then to be reset may now lead to an endpoint that is gone.
+    pub resets: bool,
 }
 
 impl Change {
@@ -73,7 +75,8 @@ impl Change {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let none = |change: &FamilyChange| change.chains.is_empty() && change.elements.is_empty();
-        self.families.values().all(none) && self.fast.is_empty() && !self.udp && !self.health
+        let rest = self.udp || self.health || self.resets;
+        self.families.values().all(none) && self.fast.is_empty() && !rest
     }
 }
 
@@ -166,6 +169,7 @@ impl Fold {
             let (view, touched) = self.views.look(&name);
             change.health |= touched.health;
             change.udp |= touched.udp;
+            change.resets |= touched.resets;
             if let Some(fast) = &mut self.fast {
                 fast.claim(&name, &view, self.views.settings(), &mut before);
             }

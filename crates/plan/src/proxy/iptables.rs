@@ -80,6 +80,8 @@ pub struct Change {
     pub families: BTreeMap<Family, Delta>,
     /// Whether a UDP flow may now lead to the wrong place.
     pub udp: bool,
+    /// Whether a TCP connection that is then to be reset may now lead to an endpoint that is gone.
+    pub resets: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -131,6 +133,7 @@ impl Fold {
         for name in dirty {
             let (view, touched) = self.views.look(&name);
             change.udp |= touched.udp;
+            change.resets |= touched.resets;
             for ((family, delta), shared) in FAMILIES.into_iter().zip(&mut deltas).zip(&mut shared)
             {
                 let part = lower(&name, &view, family, self.views.settings());

@@ -9,13 +9,17 @@ use imbl::ordmap::DiffItem;
 
 use super::Settings;
 use super::fold::{Dirty, Snapshot, UdpFrontends};
-use crate::service::{Action, NodeView, Protocol, ServiceView, Surroundings, service_of, view};
+use super::resets::ResetFrontends;
+use crate::service::{
+    Action, NodeView, Protocol, Reset, ServiceView, Surroundings, service_of, view,
+};
 
 /// What all data planes ask of a Service in the same way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Facts {
     udp: Vec<(SocketAddr, Vec<SocketAddr>)>,
     health: Option<(u16, usize)>,
+    resets: Vec<(SocketAddr, Reset)>,
 }
 
 /// What changed with one Service, beside the rules of a data plane.
@@ -25,6 +29,8 @@ pub struct Touched {
     pub udp: bool,
     /// Its health check port or number may differ.
     pub health: bool,
+    /// A TCP connection that is to be reset then may now lead to an endpoint that is gone.
+    pub resets: bool,
 }
 
 /// The Services of one node: a changed Service costs the work of one Service.
@@ -91,11 +97,12 @@ impl Views {
     /// Reads a Service anew. Empty when it is gone, or nothing of this proxy's.
     pub fn look(&mut self, name: &Name) -> (ServiceView, Touched) {
         let view = self.view(name);
-        let new = Facts { udp: udp(&view), health: view.health };
+        let new = Facts { udp: udp(&view), health: view.health, resets: resets(&view) };
         let old = self.facts.get(name);
         let touched = Touched {
             udp: old.map_or(!new.udp.is_empty(), |old| old.udp != new.udp),
             health: new.health.is_some() || old.is_some_and(|old| old.health.is_some()),
+            resets: old.map_or(!new.resets.is_empty(), |old| old.resets != new.resets),
         };
         if new == Facts::default() {
             self.facts.remove(name);
@@ -120,6 +127,19 @@ impl Views {
         let mut frontends = UdpFrontends::new();
         for (frontend, endpoints) in self.facts.values().flat_map(|facts| &facts.udp) {
             frontends.entry(*frontend).or_default().extend(endpoints);
+        }
+        frontends
+    }
+
+    /// The frontends whose open connections are reset when their endpoint is gone.
+    #[must_use]
+    pub fn resets(&self) -> ResetFrontends {
+        let mut frontends = ResetFrontends::new();
+        for (frontend, reset) in self.facts.values().flat_map(|facts| &facts.resets) {
+            let known = frontends.entry(*frontend).or_insert_with(|| reset.clone());
+            // Two Services with one external address: an endpoint of either may have the connection.
+            known.after = known.after.max(reset.after);
+            known.present.extend(&reset.present);
         }
         frontends
     }
@@ -163,6 +183,11 @@ fn compare(before: &Snapshot, after: &Snapshot) -> Dirty {
         services: names(&before.services, &after.services),
         slices: names(&before.slices, &after.slices),
     }
+}
+
+fn resets(view: &ServiceView) -> Vec<(SocketAddr, Reset)> {
+    let resets = view.frontends.iter();
+    resets.filter_map(|frontend| Some((frontend.address, frontend.reset.clone()?))).collect()
 }
 
 fn udp(view: &ServiceView) -> Vec<(SocketAddr, Vec<SocketAddr>)> {

@@ -26,6 +26,14 @@ pub struct Endpoint {
     pub for_zones: Vec<String>,
 }
 
+impl Endpoint {
+    /// Whether it will take no connection any more: it is being deleted, and does not serve.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.terminating && !self.serving && !self.ready
+    }
+}
+
 /// The endpoints of a Service port by who may use them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Categories {

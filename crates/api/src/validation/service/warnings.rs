@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::super::at::At;
 use super::super::names::{sloppy_ip, sloppy_net, strict_net};
 use super::is_headless;
+use crate::service::RESET_CONNECTIONS;
 
 /// What to tell the author of a Service.
 pub(crate) fn warnings(service: &Value) -> Vec<String> {
@@ -16,6 +17,12 @@ pub(crate) fn warnings(service: &Value) -> Vec<String> {
     if service["metadata"]["annotations"].get(HINTS).is_some() {
         warnings.push(format!(
             "annotation {HINTS} is deprecated, please use service.kubernetes.io/topology-mode instead"
+        ));
+    }
+    let resets = service["metadata"]["annotations"].get(RESET_CONNECTIONS).and_then(Value::as_str);
+    if let Some(text) = resets.filter(|text| crate::duration::parse(text).is_none()) {
+        warnings.push(format!(
+            "metadata.annotations[{RESET_CONNECTIONS}]: {text:?} is no time such as \"10s\"; connections are left alone"
         ));
     }
     let addresses = |list: &str| spec.get(list).items().filter_map(|ip| ip_warning(&ip));

@@ -7,13 +7,13 @@ use net::nft::Family;
 use plan::proxy::FAMILIES;
 use plan::service::Protocol;
 
-use super::{Row, missing, row};
+use super::{Row, resets, row};
 use crate::objects::{Sketch, balancer_ip, cluster, end, port, service};
 use crate::topology::{node_ip, on_link};
 use crate::traffic::{Asker, Conversation, Reply, UdpFlow};
 use crate::world::{PROTOCOLS, World, source};
 
-pub(super) const ROWS: [Row; 15] = [
+pub(super) const ROWS: [Row; 17] = [
     row("UDP conntrack", "an endpoint is removed: its flows go to another", udp_removed),
     row("UDP conntrack", "an endpoint only drains: its flows go to a ready one", udp_draining),
     row("UDP conntrack", "the last endpoint goes: flows are refused", udp_none),
@@ -23,7 +23,21 @@ pub(super) const ROWS: [Row; 15] = [
     row("UDP conntrack", "the same, while the agent was dead", udp_while_dead),
     row("UDP conntrack", "unaffected flows survive changes and a restart", udp_survives),
     row("TCP to a removed endpoint", "left alone", tcp_left_alone),
-    missing("TCP to a removed endpoint", "opt-in reset after grace"),
+    row(
+        "TCP to a removed endpoint",
+        "opt-in reset after grace, at every kind of address; idle ends learn it, too",
+        resets::after_grace,
+    ),
+    row(
+        "TCP to a removed endpoint",
+        "the same without a route to the endpoint, and when the agent was dead meanwhile",
+        resets::out_of_reach,
+    ),
+    row(
+        "TCP to a removed endpoint",
+        "an endpoint that drains keeps its connections while it serves",
+        resets::draining,
+    ),
     row("Session affinity", "a client comes back, at every address of the Service port", sticky),
     row("Session affinity", "kept across updates and restarts", sticky_kept),
     row("Session affinity", "dropped when the endpoint is no longer usable", sticky_dropped),
