@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::TableId;
+use super::{Chain, Ruleset, TableId};
 
 /// All chains of all tables that [`TableId`] knows, of whomever; rules as the kernel's tool writes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +40,17 @@ impl Saved {
             }
         }
         saved
+    }
+
+    /// What would be shown if the kernel had these rules and nothing else.
+    #[must_use]
+    pub fn of(rules: &Ruleset) -> Self {
+        let texts = |chain: &Chain| chain.iter().map(ToString::to_string).collect();
+        let tables = rules.iter().map(|(id, table)| {
+            let chains = table.chains.iter();
+            (*id, chains.map(|(name, chain)| (name.to_string(), texts(chain))).collect())
+        });
+        Self { tables: tables.collect() }
     }
 
     /// The chains of a table.

@@ -8,15 +8,19 @@ use std::path::Path;
 
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
-use kernel::nftables::Nftables;
+use kernel::iptables::{Flavor, Iptables, IptablesError};
+use kernel::nftables::{NetfilterError, Nftables};
+use net::iptables::{Saved, TableId};
 use net::nft::Family;
 use plan::explain::{Frontend, Held, Listener, Told, kernel::SETS, kernel::share};
-use plan::proxy::TABLE;
+use plan::proxy::iptables::{CLUSTER_IPS, share as share_rules};
+use plan::proxy::{Mode, TABLE};
 use plan::service::Protocol;
 
 use super::query::Query;
 use super::{Body, Shared, boxed, plain};
 use crate::kubelet::KubeletHandle;
+use crate::proxy::SinkError;
 use crate::sockets;
 
 /// Everything below this path is this module's.
@@ -29,7 +33,7 @@ pub(super) fn respond(shared: &Shared, path: &str, query: &Query) -> Response<Bo
         Some("settings") => {
             json(&Told { settings: shared.settings.clone(), addresses: crate::proxy::addresses() })
         }
-        Some("proxy") => proxy(query),
+        Some("proxy") => proxy(shared.settings.mode, query),
         Some("listeners") => listeners(handle, query),
         _ => plain(StatusCode::NOT_FOUND, "404 page not found"),
     }
@@ -44,7 +48,7 @@ fn json(value: &impl serde::Serialize) -> Response<Body> {
 }
 
 /// `?address=10.96.0.10&port=53&protocol=UDP`
-fn proxy(query: &Query) -> Response<Body> {
+fn proxy(mode: Mode, query: &Query) -> Response<Body> {
     let address = query.get("address").and_then(|text| text.parse::<IpAddr>().ok());
     let port = query.get("port").and_then(|text| text.parse::<u16>().ok());
     let protocol = Protocol::of(query.get("protocol"));
@@ -52,17 +56,22 @@ fn proxy(query: &Query) -> Response<Body> {
         return plain(StatusCode::BAD_REQUEST, "address, port and protocol are needed");
     };
     let frontend = Frontend { address: SocketAddr::new(address, port), protocol };
-    match held(frontend) {
+    let held = match mode {
+        Mode::Nftables | Mode::Ebpf => elements(frontend).map_err(SinkError::from),
+        Mode::Iptables => rules(frontend).map_err(SinkError::from),
+    };
+    match held {
         Ok(Some(held)) => json(&held),
         Ok(None) => plain(
             StatusCode::NOT_FOUND,
-            "the kernel has no table rhumb_proxy: Services are not carried by nftables here",
+            &format!("the kernel has no rules of Services of the mode {}", mode.word()),
         ),
         Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 
-fn held(frontend: Frontend) -> Result<Option<Held>, kernel::nftables::NetfilterError> {
+/// What nftables holds; `None` where Rhumb's table is not.
+fn elements(frontend: Frontend) -> Result<Option<Held>, NetfilterError> {
     let family = Family::of(&frontend.address.ip());
     let mut nft = Nftables::open()?;
     let mut held = Held::new();
@@ -74,6 +83,24 @@ fn held(frontend: Frontend) -> Result<Option<Held>, kernel::nftables::NetfilterE
         }
     }
     Ok(Some(held))
+}
+
+/// What the kind of iptables holds that has this proxy's chains; `None` where neither has.
+fn rules(frontend: Frontend) -> Result<Option<Held>, IptablesError> {
+    let family = Family::of(&frontend.address.ip());
+    let any = Iptables::open(Flavor::Nft)?;
+    for flavor in Flavor::ALL {
+        let programs = any.with(flavor)?;
+        let has_tables = flavor == Flavor::Nft || programs.has_legacy_tables(family)?;
+        if !has_tables || !programs.is_installed() {
+            continue;
+        }
+        let saved = Saved::parse(&programs.save(family)?);
+        if saved.table(TableId::Filter).is_some_and(|chains| chains.contains_key(CLUSTER_IPS)) {
+            return Ok(Some(share_rules(&saved, frontend.address, frontend.protocol)));
+        }
+    }
+    Ok(None)
 }
 
 /// `?namespace=default&pod=a`; without a pod the node's own.

@@ -1,13 +1,15 @@
 //! What a kernel holds for one frontend, beside what it should hold; and sockets that listen.
 //!
-//! A node's agent sends [`Held`], read from nftables and cut to the frontend by [`share`]; the same cut of a fresh plan is
-//! what it should be. Both are texts, so that a difference can be shown.
+//! A node's agent sends [`Held`], read from nftables and cut to the frontend by [`share`], or from iptables and cut by
+//! [`iptables::share`]; the same cut of a fresh plan is what it should be. Both are texts, so that a difference can be
+//! shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use net::iptables::Saved;
 use net::nft::{Elements, Family, Field, Fields, SetData, Value, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +27,7 @@ pub struct Frontend {
     pub protocol: Protocol,
 }
 
-/// Elements of a table by set, key and value, as texts.
+/// Elements of a table by set, key and value, as texts. In mode iptables rules, by chain, place and words.
 pub type Held = BTreeMap<String, BTreeMap<String, String>>;
 
 /// A listening socket.
@@ -159,7 +161,11 @@ fn snapshot(cluster: &Cluster, settings: &Settings) -> Snapshot {
 /// What the kernel of `node` should hold for a frontend.
 #[must_use]
 pub fn planned(cluster: &Cluster, node: &str, frontend: Frontend) -> Held {
-    let fold = fold(cluster, cluster.settings(node));
+    let settings = cluster.settings(node);
+    if settings.mode == Mode::Iptables {
+        return planned_rules(cluster, settings, frontend);
+    }
+    let fold = fold(cluster, settings);
     let table = fold.table(Family::of(&frontend.address.ip()));
     let shares = SETS.into_iter().filter_map(|set| {
         let share = share(set, table.elements.get(set.name())?, frontend);
@@ -168,12 +174,24 @@ pub fn planned(cluster: &Cluster, node: &str, frontend: Frontend) -> Held {
     shares.collect()
 }
 
+fn planned_rules(cluster: &Cluster, settings: Settings, frontend: Frontend) -> Held {
+    let snapshot = snapshot(cluster, &settings);
+    let mut fold = iptables::Fold::new(settings);
+    fold.advance(&snapshot);
+    let rules = fold.rules(Family::of(&frontend.address.ip()));
+    iptables::share(&Saved::of(rules), frontend.address, frontend.protocol)
+}
+
 /// What differs between what is planned and what is held, in words.
 #[must_use]
 pub fn differences(planned: &Held, held: &Held) -> Vec<String> {
     let none = BTreeMap::new();
     let mut found = Vec::new();
-    for set in SETS.map(SetId::name) {
+    // nftables' sets in the order in which a packet meets them.
+    let sets = SETS.map(SetId::name).into_iter();
+    let all = planned.keys().chain(held.keys()).map(String::as_str).collect::<BTreeSet<_>>();
+    let others = all.into_iter().filter(|name| SETS.iter().all(|set| set.name() != *name));
+    for set in sets.chain(others) {
         let (planned, held) = (planned.get(set).unwrap_or(&none), held.get(set).unwrap_or(&none));
         let shown = |key: &str, value: &str| {
             if value.is_empty() { key.to_owned() } else { format!("{key} : {value}") }
@@ -209,7 +227,8 @@ impl Chain<'_> {
                 let planned = planned(self.cluster, node, frontend);
                 let differences = differences(&planned, held);
                 let number = held.values().map(BTreeMap::len).sum();
-                let elements = super::count(number, "element");
+                let rules = self.cluster.settings(node).mode == Mode::Iptables;
+                let elements = super::count(number, if rules { "rule" } else { "element" });
                 let agrees = differences.is_empty();
                 let ends = if agrees { "as planned" } else { "which is not what is planned" };
                 let at = format!("{}/{}", packet.destination, packet.protocol.word());

@@ -28,7 +28,7 @@ use names::{
 };
 
 pub use names::{CLUSTER_IPS, owns};
-pub use shown::{agrees, takeover, udp_frontends};
+pub use shown::{agrees, share, takeover, udp_frontends};
 
 const NEW: &str = "-m conntrack --ctstate NEW ";
 const PORTALS: &str = "kubernetes service portals";

@@ -36,9 +36,13 @@ pub fn owns(table: TableId, chain: &str) -> bool {
         TableId::Nat => &[SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQ, CANARY, OFF_CLUSTER],
         TableId::Mangle => &[CANARY],
     };
-    let prefixes = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"];
-    names.contains(&chain)
-        || (table == TableId::Nat && prefixes.iter().any(|prefix| chain.starts_with(prefix)))
+    names.contains(&chain) || (table == TableId::Nat && is_of_service(chain))
+}
+
+/// Whether a chain is one Service port's or one endpoint's.
+pub(super) fn is_of_service(chain: &str) -> bool {
+    const PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"];
+    PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
 }
 
 /// A Service port, as names and comments have it.

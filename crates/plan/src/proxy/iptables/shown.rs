@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use net::iptables::{Delta, Ruleset, Saved, Table, TableDelta, TableId};
 
 use super::jumps;
-use super::names::{NODE_PORTS, SERVICES, owns};
+use super::names::{EXTERNAL_SERVICES, FIREWALL, NODE_PORTS, SERVICES, is_of_service, owns, word};
+use crate::service::Protocol;
 
 /// What makes these rules of what the kernel has: all own chains anew, own ones that do not belong there away, jumps
 /// where they are missing or altered. Chains and rules of others stay.
@@ -89,7 +90,7 @@ pub fn udp_frontends(saved: &Saved) -> BTreeSet<SocketAddr> {
     let (mut found, mut nodes) = (BTreeSet::new(), BTreeSet::new());
     for rule in chain(SERVICES) {
         match (rule.address, rule.port) {
-            (Some(address), Some(port)) if rule.is_udp => {
+            (Some(address), Some(port)) if rule.protocol == Some("udp") => {
                 found.insert(SocketAddr::new(address, port));
             }
             (Some(address), None) => {
@@ -98,22 +99,80 @@ pub fn udp_frontends(saved: &Saved) -> BTreeSet<SocketAddr> {
             _ => {}
         }
     }
-    for port in chain(NODE_PORTS).filter(|rule| rule.is_udp).filter_map(|rule| rule.port) {
+    for port in
+        chain(NODE_PORTS).filter(|rule| rule.protocol == Some("udp")).filter_map(|rule| rule.port)
+    {
         found.extend(nodes.iter().map(|address| SocketAddr::new(*address, port)));
     }
     found
 }
 
-/// What a rule asks of a packet.
-#[derive(Default)]
-struct Matches {
-    address: Option<IpAddr>,
-    port: Option<u16>,
-    is_udp: bool,
+/// The rules about one address and port, in words that do not depend on the program's version: of shared chains by what
+/// they say, of a Service's own chains by their place.
+#[must_use]
+pub fn share(
+    saved: &Saved,
+    address: SocketAddr,
+    protocol: Protocol,
+) -> BTreeMap<String, BTreeMap<String, String>> {
+    let rules = |table: TableId, chain: &str| {
+        let rules = saved.table(table).and_then(|chains| chains.get(chain));
+        rules.into_iter().flatten()
+    };
+    let words = |rule: &str| sense(rule).into_iter().collect::<Vec<_>>().join(" ");
+    let mut found: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    let (mut ahead, mut is_nodes) = (Vec::new(), false);
+    for (table, chain) in ENTRANCES {
+        for rule in rules(table, chain) {
+            let asks = Matches::of(rule);
+            let to_node_ports = asks.port.is_none() && asks.target == Some(NODE_PORTS);
+            let at = asks.address == Some(address.ip());
+            let port = asks.port == Some(address.port()) && asks.protocol == Some(word(protocol));
+            is_nodes |= at && to_node_ports;
+            let meets = match chain {
+                NODE_PORTS => is_nodes && port,
+                _ => at && (port || to_node_ports),
+            };
+            if meets {
+                let chain = found.entry(format!("{} {chain}", table.word())).or_default();
+                chain.insert(words(rule), String::new());
+                ahead.extend(asks.target.filter(|_| table == TableId::Nat));
+            }
+        }
+    }
+    while let Some(chain) = ahead.pop() {
+        let name = format!("{} {chain}", TableId::Nat.word());
+        if !is_of_service(chain) || found.contains_key(&name) {
+            continue;
+        }
+        let numbered = (1..).zip(rules(TableId::Nat, chain));
+        let all = numbered.map(|(place, rule)| (format!("rule {place:03}"), words(rule)));
+        found.insert(name, all.collect());
+        ahead.extend(rules(TableId::Nat, chain).filter_map(|rule| Matches::of(rule).target));
+    }
+    found
 }
 
-impl Matches {
-    fn of(rule: &str) -> Self {
+/// Shared chains that have rules for single addresses and ports.
+const ENTRANCES: [(TableId, &str); 5] = [
+    (TableId::Nat, SERVICES),
+    (TableId::Nat, NODE_PORTS),
+    (TableId::Filter, SERVICES),
+    (TableId::Filter, EXTERNAL_SERVICES),
+    (TableId::Filter, FIREWALL),
+];
+
+/// What a rule asks of a packet, and where it leads.
+#[derive(Default)]
+struct Matches<'a> {
+    address: Option<IpAddr>,
+    port: Option<u16>,
+    protocol: Option<&'a str>,
+    target: Option<&'a str>,
+}
+
+impl<'a> Matches<'a> {
+    fn of(rule: &'a str) -> Self {
         let mut found = Self::default();
         let mut words = rule.split_ascii_whitespace();
         while let Some(word) = words.next() {
@@ -122,7 +181,8 @@ impl Matches {
                     let net = words.next().and_then(|word| word.split('/').next());
                     found.address = net.and_then(|address| address.parse().ok());
                 }
-                "-p" => found.is_udp = words.next() == Some("udp"),
+                "-p" => found.protocol = words.next(),
+                "-j" => found.target = words.next(),
                 "--dport" => found.port = words.next().and_then(|word| word.parse().ok()),
                 _ => {}
             }

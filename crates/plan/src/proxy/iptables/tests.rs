@@ -11,7 +11,7 @@ use net::nft::Family;
 use proptest::prelude::*;
 
 use super::names::PortName;
-use super::{Fold, agrees, owns, takeover, udp_frontends};
+use super::{Fold, agrees, owns, share, takeover, udp_frontends};
 use crate::decide::{State, Verdict, decide};
 use crate::proxy::tests::{Sketch, add, any_settings, packets, settings, world, worlds};
 use crate::proxy::{FAMILIES, Settings, Snapshot};
@@ -179,6 +179,37 @@ fn agree(sketches: &BTreeMap<u8, Sketch>, settings: &Settings) {
         };
         assert_eq!(done, expected, "{packet:?} {must:?}\n{}", render(fold.rules(family)));
     }
+}
+
+#[test]
+fn one_frontends_share_has_its_own_chains_and_nobody_elses() {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/proxy/nodeport-local/rules.iptables");
+    let planned = fs::read_to_string(path).unwrap();
+    let of = |text: &str, at: &str| share(&Saved::parse(text), at.parse().unwrap(), Protocol::Tcp);
+    let chains = |at: &str| of(&planned, at).into_keys().collect::<Vec<_>>().join("\n");
+    let balancer = chains("198.18.255.1:80");
+    for chain in [
+        "filter KUBE-PROXY-FIREWALL",
+        "nat KUBE-SERVICES",
+        "nat KUBE-FW-PFINMTQ5Y2TT4XZK",
+        "nat KUBE-EXT-PFINMTQ5Y2TT4XZK",
+        "nat KUBE-SVL-PFINMTQ5Y2TT4XZK",
+        "nat KUBE-SEP-YB2O3KLXGO6JPS57",
+    ] {
+        assert!(balancer.contains(chain), "no {chain} in {balancer}");
+    }
+    assert!(chains("198.18.0.1:30080").contains("nat KUBE-NODEPORTS"));
+    assert!(!chains("10.96.0.20:80").contains("KUBE-NODEPORTS"));
+    assert!(!chains("10.96.0.20:80").contains("KUBE-FW-"));
+    assert_eq!(chains("10.96.0.20:81"), "");
+    // The programs show the same in other words, and something else as something else.
+    let shown = planned.replace("-m tcp -p tcp -d 10.96.0.20 ", "-d 10.96.0.20/32 -p tcp -m tcp ");
+    assert_ne!(shown, planned);
+    assert_eq!(of(&shown, "10.96.0.20:80"), of(&planned, "10.96.0.20:80"));
+    let wrong =
+        planned.replace("--to-destination 10.244.1.2:8080", "--to-destination 10.244.9.9:1");
+    assert_ne!(of(&wrong, "10.96.0.20:80"), of(&planned, "10.96.0.20:80"));
 }
 
 #[test]
