@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use crate::carry::Carry;
 use crate::cluster::{DATA, PortRange};
 use crate::proxy_flags::ProxyFlags;
+use crate::shape::Shape;
 use crate::{agent, down, images, kubeconfig, nodes, server, status, supervise, up};
 
 /// Kubernetes Services, whole, in one binary.
@@ -27,7 +28,7 @@ const fn version() -> &'static str {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Bring up a cluster on this machine
+    /// Bring up a cluster on this machine, or change how the nodes of one carry Services
     Up(Up),
     /// End a cluster and remove what it left on this machine
     Down(Down),
@@ -68,30 +69,11 @@ pub(crate) struct Which {
 pub(crate) struct Up {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// How many nodes a new cluster gets
-    #[arg(long, default_value_t = 1)]
-    pub(crate) nodes: usize,
+    #[command(flatten)]
+    pub(crate) shape: Shape,
     /// Detach: return when the cluster answers, and leave it running
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Addresses of pods
-    #[arg(long, default_value = "10.244.0.0/16")]
-    pub(crate) pod_cidr: Ipv4Net,
-    /// Addresses of Services
-    #[arg(long, default_value = "10.96.0.0/12")]
-    pub(crate) service_cidr: Ipv4Net,
-    /// Addresses of nodes, a /24; the first free one of 198.18.0.0/15 when not given
-    #[arg(long)]
-    pub(crate) node_cidr: Option<Ipv4Net>,
-    /// The cluster's DNS domain
-    #[arg(long, default_value = "cluster.local")]
-    pub(crate) dns_domain: String,
-    /// Ports for Services of type NodePort
-    #[arg(long, default_value = "30000-32767")]
-    pub(crate) node_port_range: PortRange,
-    /// The API server's port
-    #[arg(long, default_value_t = 6443)]
-    pub(crate) api_port: u16,
     /// Pull images of HOST from URL instead; may be given several times
     #[arg(long, value_name = "HOST=URL")]
     pub(crate) registry_mirror: Vec<String>,

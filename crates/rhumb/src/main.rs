@@ -18,6 +18,7 @@ mod processes;
 mod progress;
 mod proxy_flags;
 mod server;
+mod shape;
 mod status;
 mod supervise;
 mod telemetry;

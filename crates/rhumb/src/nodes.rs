@@ -95,7 +95,8 @@ async fn delete_object(cluster: &Cluster, node: &str) -> Result<()> {
     Ok(())
 }
 
-fn call_supervisor(cluster: &Cluster) -> Result<()> {
+/// Tells the supervisor that the cluster's file has changed.
+pub(crate) fn call_supervisor(cluster: &Cluster) -> Result<()> {
     let supervisor = processes::find(cluster, "supervisor");
     let supervisor = supervisor.with_context(|| {
         format!("cluster {:?} is not running; `rhumb up` starts it", cluster.name)

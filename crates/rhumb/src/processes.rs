@@ -1,6 +1,7 @@
 //! The processes of a cluster on this machine, remembered by number and start time in small files, so that another
 //! `rhumb` finds them after a crash and never signals somebody else's.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -33,6 +34,17 @@ impl Running {
     /// Whether the number still is that process.
     pub(crate) fn is_alive(self) -> bool {
         start_time(self.pid) == Some(self.start)
+    }
+
+    /// Whether it was started with these arguments; the program itself may be another version by now. `None` while the
+    /// process is just being started, or when it has ended.
+    pub(crate) fn is_of(self, command: &Command) -> Option<bool> {
+        let line = fs::read(format!("/proc/{}/cmdline", self.pid)).ok();
+        let line = line.filter(|line| !line.is_empty())?;
+        let given = line.split(|byte| *byte == 0).skip(1);
+        let wanted = command.get_args().map(OsStr::as_encoded_bytes);
+        // Every argument ends with a zero, the last one too.
+        Some(given.eq(wanted.chain([&[][..]])))
     }
 
     /// Sends a signal, if the process is still there.
@@ -185,6 +197,14 @@ mod tests {
             !Running { start: running.start + 1, ..running }.is_alive(),
             "another process of the same number"
         );
+        let same = |arguments: &[&str]| {
+            (0..1000).find_map(|_| {
+                std::thread::sleep(Duration::from_millis(1));
+                running.is_of(Command::new("elsewhere/sleep").args(arguments))
+            })
+        };
+        assert_eq!(same(&["60"]), Some(true));
+        assert_eq!([same(&["6"]), same(&["60", "60"]), same(&[])], [Some(false); 3]);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!running.is_alive());

@@ -4,13 +4,13 @@ use clap::Args;
 use plan::proxy::{NodePortAddresses, Settings};
 use serde::{Deserialize, Serialize};
 
-/// What the proxy of a node is told.
+/// What the proxy of a node is told; what is not given is as before, or the default.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct ProxyFlags {
     /// Masquerade all clients of cluster addresses, pods too
-    #[arg(long)]
-    pub(crate) masquerade_all: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) masquerade_all: Option<bool>,
     /// Where node ports answer, with commas between: primary (the node's primary address of each family), localhost, all, CIDRs [default: primary]
     #[arg(
         long = "nodeport-addresses",
@@ -20,8 +20,8 @@ pub(crate) struct ProxyFlags {
     )]
     pub(crate) node_port_addresses: Vec<String>,
     /// Carry traffic to spec.externalIPs, which whoever may write Services then takes from anybody (CVE-2020-8554)
-    #[arg(long)]
-    pub(crate) external_ips: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) external_ips: Option<bool>,
 }
 
 /// Checks one of the words of `--nodeport-addresses`.
@@ -33,12 +33,22 @@ fn check(word: &str) -> Result<String, String> {
 }
 
 impl ProxyFlags {
+    /// Takes what was given this time.
+    pub(crate) fn change(&mut self, asked: &Self) {
+        self.masquerade_all = asked.masquerade_all.or(self.masquerade_all);
+        self.external_ips = asked.external_ips.or(self.external_ips);
+        if !asked.node_port_addresses.is_empty() {
+            self.node_port_addresses.clone_from(&asked.node_port_addresses);
+        }
+    }
+
     /// The same as flags.
     pub(crate) fn flags(&self) -> Vec<String> {
-        let all = self.masquerade_all.then(|| "--masquerade-all".to_owned());
+        let is_set = |flag: Option<bool>| flag == Some(true);
+        let all = is_set(self.masquerade_all).then(|| "--masquerade-all".to_owned());
         let words = self.node_port_addresses.join(",");
         let addresses = (!words.is_empty()).then(|| format!("--nodeport-addresses={words}"));
-        let external = self.external_ips.then(|| "--external-ips".to_owned());
+        let external = is_set(self.external_ips).then(|| "--external-ips".to_owned());
         [all, addresses, external].into_iter().flatten().collect()
     }
 
@@ -47,9 +57,9 @@ impl ProxyFlags {
         // The command line checked the words.
         let words = self.node_port_addresses.iter().filter_map(|word| word.parse().ok());
         Settings {
-            masquerade_all: self.masquerade_all,
+            masquerade_all: self.masquerade_all.unwrap_or(false),
             node_port_addresses: words.collect(),
-            external_ips: self.external_ips,
+            external_ips: self.external_ips.unwrap_or(false),
             ..settings
         }
     }
@@ -79,5 +89,9 @@ mod tests {
         assert!(ProxyFlags::default().flags().is_empty());
         let refused = Line::try_parse_from(["up", "--nodeport-addresses", "first"]).unwrap_err();
         assert!(refused.to_string().contains("neither primary, localhost, all nor a CIDR"));
+        let mut known = flags;
+        let line = ["up", "--masquerade-all=false", "--nodeport-addresses=primary"];
+        known.change(&Line::try_parse_from(line).unwrap().proxy);
+        assert_eq!(known.flags(), ["--nodeport-addresses=primary", "--external-ips"]);
     }
 }

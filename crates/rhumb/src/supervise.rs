@@ -53,24 +53,47 @@ impl Supervisor {
         let unwanted: Vec<String> =
             self.entries.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
         for name in unwanted {
-            if let Some(mut entry) = self.entries.remove(&name) {
-                entry.running.signal(Signal::SIGTERM);
-                let reaped = tokio::task::spawn_blocking(move || {
-                    entry.running.stop();
-                    entry.child.as_mut().map(Child::wait)
-                });
-                if let Err(error) = reaped.await {
-                    tracing::warn!(component = "supervisor", process = name, %error, "a process was not stopped");
-                }
-            }
+            self.stop(&name).await;
         }
         let mut next = LOOK;
         for (name, node) in &wanted {
+            // One after the other: Services are carried meanwhile, but each node's DNS is its agent.
+            if let Some(node) = node
+                && self.is_outdated(cluster, node)
+            {
+                tracing::info!(
+                    component = "supervisor",
+                    process = name,
+                    "starts anew with other flags"
+                );
+                self.stop(name).await;
+            }
             if !self.entries.contains_key(name) {
                 next = next.min(self.start(cluster, name, node.as_ref()).await);
             }
         }
         next
+    }
+
+    /// Whether an agent runs with other flags than the cluster's file says.
+    fn is_outdated(&self, cluster: &Cluster, node: &LabNode) -> bool {
+        let entry = self.entries.get(&node.name);
+        entry.is_some_and(|entry| {
+            processes::agent_command(cluster, node)
+                .is_ok_and(|command| entry.running.is_of(&command) == Some(false))
+        })
+    }
+
+    async fn stop(&mut self, name: &str) {
+        let Some(mut entry) = self.entries.remove(name) else { return };
+        entry.running.signal(Signal::SIGTERM);
+        let reaped = tokio::task::spawn_blocking(move || {
+            entry.running.stop();
+            entry.child.as_mut().map(Child::wait)
+        });
+        if let Err(error) = reaped.await {
+            tracing::warn!(component = "supervisor", process = name, %error, "a process was not stopped");
+        }
     }
 
     /// Forgets processes that have ended; one that lived long is started again at once.

@@ -14,7 +14,10 @@ use ipnet::Ipv4Net;
 use nix::unistd::Uid;
 
 use crate::cli::Up;
-use crate::cluster::{Cluster, NODES_MAX, check_name, free_node_cidr, overlap, routed_ranges};
+use crate::cluster::{
+    Cluster, NODES_MAX, NodeState, check_name, free_node_cidr, overlap, routed_ranges,
+};
+use crate::nodes::call_supervisor;
 use crate::progress::{Progress, say};
 use crate::{down, egress, kubeconfig, lab, processes};
 
@@ -25,9 +28,12 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// Runs the command.
 pub(crate) fn run(args: &Up) -> Result<()> {
-    let (cluster, is_new) = settle(args)?;
+    let (cluster, standing) = settle(args)?;
     let progress = Progress::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if standing == Standing::Running {
+        return runtime.block_on(change(&cluster, progress));
+    }
     let started = runtime.block_on(bring_up(&cluster, &progress));
     if let Err(error) = started {
         progress.finish();
@@ -40,7 +46,7 @@ pub(crate) fn run(args: &Up) -> Result<()> {
         return Err(error);
     }
     let time = progress.finish();
-    let what = if is_new { "is up" } else { "is back" };
+    let what = if standing == Standing::New { "is up" } else { "is back" };
     say(format!(
         "\ncluster {:?} {what} after {:.2} s: {} node(s), API at {}",
         cluster.name,
@@ -66,23 +72,35 @@ fn next_steps(cluster: &Cluster) {
     ));
 }
 
+/// What there is of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Nothing yet.
+    New,
+    /// Its data.
+    Stopped,
+    /// Everything, but with other settings than were asked for.
+    Running,
+}
+
 /// Decides what cluster to bring up, and refuses before anything is touched.
-fn settle(args: &Up) -> Result<(Cluster, bool)> {
+fn settle(args: &Up) -> Result<(Cluster, Standing)> {
     check_name(&args.which.name, "cluster")?;
     ensure!(
         Uid::effective().is_root(),
         "a cluster needs network namespaces and kernel rules, which belong to root: run `rhumb up` as root"
     );
-    if let Some(mut cluster) = Cluster::read(&args.which.data_dir, &args.which.name)? {
-        if processes::find(&cluster, "supervisor").is_some() {
-            bail!(
-                "cluster {:?} is up already; `rhumb status` shows it and `rhumb down` ends it",
-                cluster.name
-            );
+    if let Some(known) = Cluster::read(&args.which.data_dir, &args.which.name)? {
+        let cluster = changed(&known, args)?;
+        if processes::find(&cluster, "supervisor").is_none() {
+            return Ok((cluster, Standing::Stopped));
         }
-        cluster.carry.change(args.carry);
-        cluster.carry.check()?;
-        return Ok((cluster, false));
+        ensure!(
+            cluster != known,
+            "cluster {:?} is up already; `rhumb status` shows it and `rhumb down` ends it",
+            cluster.name
+        );
+        return Ok((cluster, Standing::Running));
     }
     args.carry.check()?;
     egress::check(args.egress, args.resolv_conf.as_deref())?;
@@ -91,18 +109,66 @@ fn settle(args: &Up) -> Result<(Cluster, bool)> {
         let asked = args.resolv_conf.as_deref().unwrap_or(Path::new("/etc/resolv.conf"));
         cluster.egress = Some(egress::resolvers(asked)?);
     }
-    Ok((cluster, true))
+    Ok((cluster, Standing::New))
+}
+
+/// A cluster that is there already, with what of it can be changed.
+fn changed(known: &Cluster, args: &Up) -> Result<Cluster> {
+    args.shape.is_of(known)?;
+    ensure!(
+        !args.egress || known.egress.is_some(),
+        "cluster {:?} was made without --egress and keeps to itself; only a new one can have it",
+        known.name
+    );
+    check_mirrors(&args.registry_mirror)?;
+    let mut cluster = known.clone();
+    cluster.carry.change(args.carry);
+    cluster.carry.check()?;
+    cluster.proxy.change(&args.proxy);
+    if !args.registry_mirror.is_empty() {
+        cluster.registry_mirrors.clone_from(&args.registry_mirror);
+    }
+    Ok(cluster)
+}
+
+fn check_mirrors(mirrors: &[String]) -> Result<()> {
+    for mirror in mirrors {
+        ensure!(mirror.contains('='), "--registry-mirror {mirror:?} is not HOST=URL");
+    }
+    Ok(())
+}
+
+/// Has the agents of a running cluster start anew with other settings. Pods and connections stay.
+async fn change(cluster: &Cluster, progress: Progress) -> Result<()> {
+    progress.begin("starting the agents anew");
+    cluster.write()?;
+    call_supervisor(cluster)?;
+    let deadline = Instant::now() + READY_MAX;
+    for node in cluster.nodes.iter().filter(|node| node.state == NodeState::Running) {
+        let command = processes::agent_command(cluster, node)?;
+        let runs = || {
+            let agent = processes::find(cluster, &node.name);
+            agent.and_then(|agent| agent.is_of(&command)) == Some(true)
+        };
+        while !runs() {
+            ensure!(Instant::now() < deadline, "the agent of node {:?} did not start", node.name);
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    progress.done("the agents run with the new settings");
+    progress.finish();
+    Ok(())
 }
 
 /// The new cluster that was asked for, or why it cannot be.
 fn plan(args: &Up, routed: &[Ipv4Net], others: &[Cluster]) -> Result<Cluster> {
-    ensure!((1..=NODES_MAX).contains(&args.nodes), "--nodes must be 1 to {NODES_MAX}");
-    for mirror in &args.registry_mirror {
-        ensure!(mirror.contains('='), "--registry-mirror {mirror:?} is not HOST=URL");
-    }
+    let shape = &args.shape;
+    let (nodes, pod_cidr, service_cidr) = (shape.nodes(), shape.pod_cidr(), shape.service_cidr());
+    ensure!((1..=NODES_MAX).contains(&nodes), "--nodes must be 1 to {NODES_MAX}");
+    check_mirrors(&args.registry_mirror)?;
     let used: Vec<Ipv4Net> =
         routed.iter().copied().chain(others.iter().map(|other| other.node_cidr)).collect();
-    let node_cidr = match args.node_cidr {
+    let node_cidr = match shape.node_cidr {
         None => free_node_cidr(&used)?,
         Some(cidr) => {
             ensure!(cidr.prefix_len() <= 24, "--node-cidr {cidr} is smaller than a /24");
@@ -112,11 +178,8 @@ fn plan(args: &Up, routed: &[Ipv4Net], others: &[Cluster]) -> Result<Cluster> {
             cidr
         }
     };
-    let ranges = [
-        ("--node-cidr", node_cidr),
-        ("--pod-cidr", args.pod_cidr),
-        ("--service-cidr", args.service_cidr),
-    ];
+    let ranges =
+        [("--node-cidr", node_cidr), ("--pod-cidr", pod_cidr), ("--service-cidr", service_cidr)];
     for (index, (flag, range)) in ranges.iter().enumerate() {
         if let Some((other, taken)) =
             ranges[..index].iter().find(|(_, taken)| overlap(*taken, *range))
@@ -124,29 +187,27 @@ fn plan(args: &Up, routed: &[Ipv4Net], others: &[Cluster]) -> Result<Cluster> {
             bail!("{flag} {range} overlaps {other} {taken}");
         }
     }
-    let pods_max = 1_usize << 24_u8.saturating_sub(args.pod_cidr.prefix_len());
+    let pods_max = 1_usize << 24_u8.saturating_sub(pod_cidr.prefix_len());
     ensure!(
-        args.nodes <= pods_max,
-        "--pod-cidr {} has room for {pods_max} node(s), a /24 each, not {}",
-        args.pod_cidr,
-        args.nodes
+        nodes <= pods_max,
+        "--pod-cidr {pod_cidr} has room for {pods_max} node(s), a /24 each, not {nodes}"
     );
     let mut cluster = Cluster {
         name: args.which.name.clone(),
         data_dir: args.which.data_dir.clone(),
         node_cidr,
-        pod_cidr: args.pod_cidr.trunc(),
-        service_cidr: args.service_cidr.trunc(),
-        dns_domain: args.dns_domain.clone(),
-        node_port_range: args.node_port_range,
-        api_port: args.api_port,
+        pod_cidr,
+        service_cidr,
+        dns_domain: shape.dns_domain(),
+        node_port_range: shape.node_port_range(),
+        api_port: shape.api_port(),
         registry_mirrors: args.registry_mirror.clone(),
         nodes: Vec::new(),
         egress: None,
         carry: args.carry,
         proxy: args.proxy.clone(),
     };
-    for _ in 0..args.nodes {
+    for _ in 0..nodes {
         cluster.add_node(None)?;
     }
     Ok(cluster)
@@ -213,11 +274,8 @@ async fn api_ready(
 }
 
 async fn nodes_ready(cluster: &Cluster, client: &Client, deadline: Instant) -> Result<()> {
-    let expected = cluster
-        .nodes
-        .iter()
-        .filter(|node| node.state == crate::cluster::NodeState::Running && !node.cut)
-        .count();
+    let expected =
+        cluster.nodes.iter().filter(|node| node.state == NodeState::Running && !node.cut).count();
     loop {
         let nodes = client.list::<Node>(&ListParams::default()).await?.items;
         let ready = nodes.iter().filter(|node| crate::status::is_ready(node)).count();
@@ -264,6 +322,28 @@ mod tests {
             cluster.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>(),
             ["n1", "n2", "n3"]
         );
+    }
+
+    #[test]
+    fn a_cluster_takes_other_settings_and_no_other_shape() {
+        let known = planned("--nodes 2 --masquerade-all", &[]).unwrap();
+        let asked = |line: &str| {
+            let line = std::iter::once("up").chain(line.split_whitespace());
+            changed(&known, &Line::try_parse_from(line).unwrap().up)
+        };
+        assert_eq!(asked("").unwrap(), known);
+        assert_eq!(asked("--nodes 2 --pod-cidr 10.244.0.0/16 --masquerade-all").unwrap(), known);
+        let other = asked("--masquerade-all=false --proxy-mode nftables").unwrap();
+        assert_eq!(other.proxy.masquerade_all, Some(false));
+        assert_eq!(other.carry.flags(), ["--proxy-mode=nftables"]);
+        let refused = |line: &str| asked(line).unwrap_err().to_string();
+        assert_eq!(
+            refused("--service-cidr 10.0.0.0/16"),
+            "cluster \"default\" was made with --service-cidr 10.96.0.0/12 and keeps it; only a new one can have 10.0.0.0/16"
+        );
+        assert!(refused("--nodes 3").contains("`rhumb node add`"));
+        assert!(refused("--egress").contains("only a new one"));
+        assert!(refused("--registry-mirror docker.io").contains("is not HOST=URL"));
     }
 
     #[test]
