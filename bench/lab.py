@@ -60,6 +60,22 @@ def table():
     return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def ebpf_place(name, proxy):
+    """A folder for pins and a control group; gone at the end. Gives both, and words that run a command in the group."""
+    with open("/proc/mounts", encoding="utf-8") as mounts:
+        root = next(line.split()[1] for line in mounts if line.split()[2] == "cgroup2")
+    folder, group = tempfile.mkdtemp(prefix="rhumb-bench-"), f"rhumb-bench-{os.getpid()}-{name}"
+    pins = os.path.join(folder, "bpf")
+    try:
+        yield pins, group, ["sh", "-c", f'echo $$ > {root}/{group}/cgroup.procs; exec "$@"', "sh"]
+    finally:
+        run(proxy, "ebpf", "leave", pins)
+        shutil.rmtree(folder)
+        if os.path.isdir(f"{root}/{group}"):
+            os.rmdir(f"{root}/{group}")
+
+
 class Cluster:
     """A cluster of its own name and folder; gone at the end."""
 

@@ -8,7 +8,7 @@ import time
 
 import peers
 import rules
-from lab import netns, row, run, tool
+from lab import ebpf_place, netns, row, run, tool
 
 # Services, endpoints of each, rounds; peers' rounds (a peer that needs minutes is asked once).
 SIZES = [(10, 4, 5, 3), (1000, 4, 5, 3), (10_000, 4, 5, 1), (40_000, 4, 3, 0), (5000, 50, 3, 1)]
@@ -49,11 +49,13 @@ def bench_proxy(rhumb):
     """Objects in memory until the kernel has everything, one changed endpoint, takeover after a restart, memory."""
     program = tool(rhumb, "bench_proxy")
     for services, endpoints, rounds, peer_rounds in SIZES:
-        own, others, late = [], {name: [] for name in PEERS}, []
+        own, led, others, late = [], [], {name: [] for name in PEERS}, []
         for attempt in range(max(rounds, peer_rounds)):
             if attempt < rounds:
                 with netns("rules") as (inside,):
                     own.append(json.loads(run(*inside, program, "measure", services, endpoints)))
+                with netns("rules") as (inside,), ebpf_place("rules", program) as (pins, group, _):
+                    led.append(json.loads(run(*inside, program, "ebpf", "measure", services, endpoints, pins, group)))
             for name in PEERS if attempt < peer_rounds else ():
                 found = peer(name, services, endpoints)
                 others[name].append(found) if found else late.append(name)
@@ -69,3 +71,9 @@ def bench_proxy(rhumb):
         row(f"{what}: CPU for that change", [found["change_cpu"] * 1000 for found in own], "ms", "≤ 2", 3)
         row(f"{what}: take over after a restart", [found["takeover"] for found in own], "s", "-", 4)
         row(f"{what}: memory added", [found["memory_kib"] / 1000 for found in own], "MB", "≤ 60" if services == 10_000 else "-", 1)
+        what += ", mode ebpf (nftables underneath)"
+        row(f"{what}: plan and load everything", [found["load"] for found in led], "s", target, 4, nftables=[found["load"] for found in own])
+        row(f"{what}: one endpoint changes, p50", [found["change"] * 1000 for found in led], "ms", "≤ 0.3", 3, nftables=[found["change"] * 1000 for found in own])
+        row(f"{what}: CPU for that change", [found["change_cpu"] * 1000 for found in led], "ms", "≤ 2", 3)
+        row(f"{what}: take over after a restart", [found["takeover"] for found in led], "s", "-", 4)
+        row(f"{what}: memory added", [found["memory_kib"] / 1000 for found in led], "MB", "≤ 60" if services == 10_000 else "-", 1)

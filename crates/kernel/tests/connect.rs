@@ -14,6 +14,7 @@ use kernel::bpf::{self, Connect, Counter, Place, Tables};
 use kernel::link::Netlink;
 use kernel::netns;
 use net::bpf::{Choice, EndpointSet, Frontend, FrontendKey, Steps, Tables as Wanted};
+use testkit::machine::Machine;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -293,6 +294,21 @@ fn programs_stay_without_their_agent_and_are_taken_over() {
     bpf::remove(&pins(&world.name)).unwrap();
     assert!(!bpf::is_pinned(&pins(&world.name)));
     assert!(world.within(|| ask(at(VIP4))).is_err());
+}
+
+#[test]
+fn the_kernel_of_debian_12_runs_them_too() {
+    Machine::new().unwrap().run_test("in_the_machine").unwrap();
+}
+
+#[test]
+#[ignore = "runs in the virtual machine"]
+fn in_the_machine() {
+    connects_are_led_to_an_endpoint_and_show_the_service();
+    a_pod_that_is_an_endpoint_is_left_to_the_rules();
+    datagrams_stay_with_their_endpoint_while_it_is_one();
+    a_connected_datagram_socket_is_left_to_the_rules();
+    programs_stay_without_their_agent_and_are_taken_over();
 }
 
 #[test]

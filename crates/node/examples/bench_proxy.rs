@@ -1,7 +1,10 @@
 //! Times of the proxy: first programming, one changed endpoint, takeover, memory. `bench/proxy.py` runs it beside peers.
 //!
 //! `bench_proxy measure SERVICES ENDPOINTS` runs in the network namespace it is started in, and so does `bench_proxy load
-//! SERVICES ENDPOINT…`, which leaves the rules there. Objects are in memory; what is timed is plan and kernel together.
+//! SERVICES ENDPOINT…`, which leaves the rules there; `bench_proxy ebpf …` does the same in mode ebpf. Objects are in memory; what is timed is plan and kernel together.
+
+#[path = "bench_proxy/ebpf.rs"]
+mod ebpf;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -69,14 +72,18 @@ fn snapshot(services: u32, endpoints: u32) -> anyhow::Result<Snapshot> {
     Ok(snapshot)
 }
 
-fn fold() -> anyhow::Result<Fold> {
-    Ok(Fold::new(Settings {
+fn settings() -> anyhow::Result<Settings> {
+    Ok(Settings {
         node: "n1".to_owned(),
         service_cidrs: vec!["10.96.0.0/12".parse()?],
         pod_cidrs: vec!["10.128.0.0/9".parse()?],
         external_ips: false,
         ..Settings::default()
-    }))
+    })
+}
+
+fn fold() -> anyhow::Result<Fold> {
+    settings().map(Fold::new)
 }
 
 /// Commits one changed slice after another; answers how long each took, and the CPU time of all together.
@@ -133,8 +140,8 @@ fn measure(services: u32, endpoints: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Programs `services` Services with 4 endpoints each, the one in the middle with these (port 8080), and leaves them.
-fn load(services: u32, endpoints: &[String]) -> anyhow::Result<()> {
+/// `services` Services with 4 endpoints each, the one in the middle with these (port 8080).
+fn with_middle(services: u32, endpoints: &[String]) -> anyhow::Result<Snapshot> {
     let mut snapshot = snapshot(services, 4)?;
     let mut middle = slice(services / 2, 0, 0)?;
     for (number, address) in endpoints.iter().enumerate() {
@@ -142,8 +149,13 @@ fn load(services: u32, endpoints: &[String]) -> anyhow::Result<()> {
         middle.endpoints.get_or_insert_default().push(serde_json::from_value(endpoint)?);
     }
     snapshot.slices.insert(middle.object_name(), Arc::new(middle));
+    Ok(snapshot)
+}
+
+/// Programs Services and leaves them.
+fn load(services: u32, endpoints: &[String]) -> anyhow::Result<()> {
     let mut fold = fold()?;
-    fold.catch_up(&snapshot);
+    fold.catch_up(&with_middle(services, endpoints)?);
     Sink::open()?.replace(&FAMILIES.map(|family| fold.table(family)))?;
     Ok(())
 }
@@ -155,6 +167,7 @@ fn main() -> anyhow::Result<()> {
             measure(services.parse()?, endpoints.parse()?)
         }
         [what, services, endpoints @ ..] if what == "load" => load(services.parse()?, endpoints),
-        _ => anyhow::bail!("which: measure SERVICES ENDPOINTS, or load SERVICES ENDPOINT…"),
+        [what, rest @ ..] if what == "ebpf" => ebpf::run(rest),
+        _ => anyhow::bail!("which: measure SERVICES ENDPOINTS, load SERVICES ENDPOINT…, or ebpf …"),
     }
 }

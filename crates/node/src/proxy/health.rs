@@ -82,9 +82,15 @@ impl Health {
         state.node = Some(node.to_owned());
     }
 
-    /// What `/proxyMode` says.
+    /// What `/proxyMode` is to say.
     pub(super) fn carries_by(&self, mode: Mode) {
         self.state.lock().mode = mode;
+    }
+
+    /// What `/proxyMode` says.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.state.lock().mode
     }
 
     /// Answers `/metrics` and `/proxyMode` at `address`, too.

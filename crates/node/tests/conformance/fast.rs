@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 
+use kernel::bpf::Tables;
 use net::nft::Family;
 use plan::proxy::FAMILIES;
 use plan::service::Protocol;
 
 use super::mode::EBPF;
 use super::objects::{cluster, service};
-use super::topology::node_ip;
+use super::topology::{node_ip, pins};
 use super::traffic::Asker;
 use super::world::{World, source};
 
@@ -60,7 +61,40 @@ pub(crate) fn no_packet_is_for_a_service() {
         }
     }
     world.restart();
-    let before = packets(&world);
-    ask(&world, "b", cluster(Family::Ip6, 10, Protocol::Tcp));
-    assert_eq!(packets(&world), before);
+    is_led(&world, true);
+    somebody_changes_the_tables(&mut world);
+    nothing_can_be_pinned(&mut world);
+}
+
+/// Fails unless connections of a pod are led, or unless they are not.
+fn is_led(world: &World, led: bool) {
+    let before = packets(world);
+    ask(world, "b", cluster(Family::Ip6, 10, Protocol::Tcp));
+    assert_eq!(packets(world) == before, led);
+}
+
+fn somebody_changes_the_tables(world: &mut World) {
+    let mut tables = Tables::of(&pins(&world.path("n1"))).unwrap();
+    for key in tables.read().unwrap().frontends.into_keys() {
+        tables.remove_frontend(&key).unwrap();
+    }
+    is_led(world, false);
+    world.settle();
+    is_led(world, true);
+}
+
+/// Where programs cannot be kept, the rules carry all, and say so by their mode.
+fn nothing_can_be_pinned(world: &mut World) {
+    let pins = pins(&world.path("n1"));
+    world.kill();
+    kernel::bpf::remove(&pins).unwrap();
+    std::fs::write(&pins, "").unwrap();
+    world.restart();
+    assert_eq!(world.healths["n1"].mode().word(), "nftables");
+    assert_eq!(world.healths["n2"].mode().word(), "ebpf");
+    is_led(world, false);
+    std::fs::remove_file(&pins).unwrap();
+    world.restart();
+    assert_eq!(world.healths["n1"].mode().word(), "ebpf");
+    is_led(world, true);
 }

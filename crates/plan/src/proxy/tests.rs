@@ -11,7 +11,7 @@ use net::nft::{Elements, Family, Op, Outcome, Packet, Table, Transaction, render
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{FAMILIES, Fold, Settings, Snapshot, Stage};
+use super::{FAMILIES, Fold, Mode, Settings, Snapshot, Stage};
 use crate::decide::{self, State, Verdict, decide};
 use crate::service::Protocol;
 
@@ -70,12 +70,17 @@ fn cases_render_as_reviewed() {
         let mut fold = Fold::new(settings());
         fold.advance(&snapshot);
         let rendered = FAMILIES.map(|family| render(&fold.table(family))).concat();
-        let expected = case.join("ruleset.nft");
-        if std::env::var_os("BLESS").is_some() {
-            fs::write(&expected, &rendered).unwrap();
+        let mut fast = Fold::new(Settings { mode: Mode::Ebpf, ..settings() });
+        fast.advance(&snapshot);
+        let told = net::bpf::render(&fast.fast());
+        for (file, rendered) in [("ruleset.nft", rendered), ("tables.ebpf", told)] {
+            let expected = case.join(file);
+            if std::env::var_os("BLESS").is_some() {
+                fs::write(&expected, &rendered).unwrap();
+            }
+            let expected = fs::read_to_string(&expected).unwrap_or_default();
+            assert_eq!(rendered, expected, "{}; BLESS=1 rewrites", case.display());
         }
-        let expected = fs::read_to_string(&expected).unwrap_or_default();
-        assert_eq!(rendered, expected, "{}; BLESS=1 rewrites", case.display());
     }
 }
 
