@@ -60,7 +60,7 @@ pub(super) struct Fast {
 impl Fast {
     /// All tables.
     pub(super) fn tables(&self) -> Tables {
-        let frontends = self.frontends.iter().map(|(key, claim)| (*key, *claim.value()));
+        let frontends = self.frontends.iter().filter_map(|(key, claim)| Some((*key, told(claim)?)));
         let sets = self.sets.iter().map(|(number, shared)| (*number, Arc::clone(&shared.set)));
         Tables { frontends: frontends.collect(), sets: sets.collect() }
     }
@@ -70,7 +70,7 @@ impl Fast {
         let Some(share) = self.shares.remove(name) else { return };
         for key in share.frontends {
             let Entry::Occupied(mut claim) = self.frontends.entry(key) else { continue };
-            before.frontends.entry(key).or_insert_with(|| Some(*claim.get().value()));
+            before.frontends.entry(key).or_insert_with(|| told(claim.get()));
             if !claim.get_mut().remove(name) {
                 claim.remove();
             }
@@ -104,7 +104,7 @@ impl Fast {
             let claim = (name.clone(), frontend);
             match self.frontends.entry(key) {
                 Entry::Occupied(mut known) => {
-                    before.frontends.entry(key).or_insert_with(|| Some(*known.get().value()));
+                    before.frontends.entry(key).or_insert_with(|| told(known.get()));
                     known.get_mut().add(claim);
                 }
                 Entry::Vacant(place) => {
@@ -124,7 +124,7 @@ impl Fast {
     pub(super) fn settle(&mut self, before: Before) -> Change {
         let mut change = Change::default();
         for (key, old) in before.frontends {
-            let new = self.frontends.get(&key).map(|claim| *claim.value());
+            let new = self.frontends.get(&key).and_then(told);
             if new != old {
                 change.frontends.insert(key, new);
             }
@@ -144,6 +144,11 @@ impl Fast {
     }
 }
 
+/// What the programs are told of a frontend. Whoever has it may leave all of it to the rules, and then nobody else has it.
+fn told(claim: &Claim<Frontend>) -> Option<Frontend> {
+    Some(*claim.value()).filter(|frontend| *frontend != Frontend::default())
+}
+
 fn lower(view: &ServiceView, settings: &Settings) -> Lowered {
     let mut lowered = Lowered::default();
     for frontend in &view.frontends {
@@ -154,11 +159,10 @@ fn lower(view: &ServiceView, settings: &Settings) -> Lowered {
             continue;
         }
         let mut told = lowered.choices(frontend, view, settings);
-        if told == Frontend::default() {
-            continue;
+        if told != Frontend::default() {
+            told.identity = identity(frontend);
+            told.affinity_s = frontend.affinity_s.unwrap_or(0);
         }
-        told.identity = identity(frontend);
-        told.affinity_s = frontend.affinity_s.unwrap_or(0);
         let key = FrontendKey { address: frontend.address, protocol: frontend.protocol.number() };
         lowered.frontends.push((key, told));
     }
