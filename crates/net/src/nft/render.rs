@@ -221,7 +221,7 @@ impl Symbols<'_> {
             }
             Expr::Bitwise { from, to, mask, xor } => {
                 let len = u32::try_from(mask.len()).unwrap_or(4);
-                let words = format!("{} & {} ^ {}", self.get(*from, len), hex(mask), hex(xor));
+                let words = bitwise_words(&self.get(*from, len), mask, xor);
                 self.put(*to, words, len);
                 None
             }
@@ -250,7 +250,7 @@ impl Symbols<'_> {
             Expr::Cmp { from, op, value } => {
                 let sign = if *op == CmpOp::Eq { "" } else { "!= " };
                 let len = u32::try_from(value.len()).unwrap_or(4);
-                Some(format!("{} {sign}{}", self.get(*from, len), hex(value)))
+                Some(comparison(&self.get(*from, len), sign, value))
             }
             Expr::Lookup { set, from, to: Some(to), .. } => {
                 let (key, data) = self.set(set);
@@ -334,6 +334,62 @@ const fn meta_word(key: MetaKey) -> &'static str {
         MetaKey::L4Proto => "meta l4proto",
         MetaKey::IifName => "iifname",
         MetaKey::OifName => "oifname",
+    }
+}
+
+/// The result of `(words & mask) ^ xor`: a prefix of an address, or bits of a mark.
+fn bitwise_words(words: &str, mask: &[u8], xor: &[u8]) -> String {
+    let plain = xor.iter().all(|byte| *byte == 0);
+    match prefix_len(mask) {
+        Some(len) if plain && is_address(words) => format!("{words} /{len}"),
+        _ if plain => format!("{words} & {}", constant(words, mask)),
+        _ if mask.iter().zip(xor).all(|(mask, xor)| *mask == !xor) => {
+            format!("{words} | {}", constant(words, xor))
+        }
+        _ => format!("{words} & {} ^ {}", constant(words, mask), constant(words, xor)),
+    }
+}
+
+fn comparison(words: &str, sign: &str, value: &[u8]) -> String {
+    match words.rsplit_once(" /") {
+        Some((address, len)) => format!("{address} {sign}{}/{len}", constant(address, value)),
+        None => format!("{words} {sign}{}", constant(words, value)),
+    }
+}
+
+fn is_address(words: &str) -> bool {
+    words.ends_with(" saddr") || words.ends_with(" daddr")
+}
+
+/// The number of leading ones, when nothing but zeros follow.
+fn prefix_len(mask: &[u8]) -> Option<u32> {
+    let ones: u32 = mask.iter().map(|byte| byte.leading_ones()).sum();
+    let all: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
+    let leading = mask.iter().take_while(|byte| **byte == 0xff).count();
+    let rest = mask.get(leading + 1..).unwrap_or_default();
+    (ones == all && rest.iter().all(|byte| *byte == 0)).then_some(all)
+}
+
+/// A constant that `words` are compared or changed with, as nft writes it.
+fn constant(words: &str, bytes: &[u8]) -> String {
+    let host = || <[u8; 4]>::try_from(bytes).map(u32::from_ne_bytes);
+    if is_address(words) {
+        let field = if bytes.len() == 4 { Field::Ipv4 } else { Field::Ipv6 };
+        return field.text(bytes);
+    }
+    match words {
+        "meta l4proto" => Field::Proto.text(bytes),
+        "iifname" | "oifname" => Field::IfName.text(bytes),
+        "th sport" | "th dport" => Field::Port.text(bytes),
+        "fib saddr type" | "fib daddr type" => match host() {
+            Ok(2) => "local".to_owned(),
+            _ => hex(bytes),
+        },
+        // Marks and bits of connections are in the host's order.
+        _ if words.starts_with("meta mark") || words.starts_with("ct ") => {
+            host().map_or_else(|_| hex(bytes), |number| format!("{number:#x}"))
+        }
+        _ => hex(bytes),
     }
 }
 
