@@ -25,6 +25,8 @@ const GET_FILTER: u16 = 46;
 const TC_BYTES: usize = 20;
 const LINK_BYTES: usize = 16;
 const LINK_NAME: u16 = 3;
+/// `ARPHRD_ETHER`.
+const ETHERNET: [u8; 2] = 1_u16.to_ne_bytes();
 /// The parents of `clsact`, and of filters for what comes in.
 const CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
@@ -58,7 +60,7 @@ impl Tc {
         Ok(Self { socket: Socket::open_to(SockProtocol::NetlinkRoute)? })
     }
 
-    /// All links: index to name.
+    /// All Ethernet links: index to name.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -66,7 +68,8 @@ impl Tc {
         let mut links = BTreeMap::new();
         self.dump(GET_LINK, &[0; 3], "list the links", |reply| {
             let name = reply.attributes_after(LINK_BYTES).text(LINK_NAME);
-            if let (Some(index), Some(name)) = (reply.word(4), name) {
+            let is_ethernet = reply.word(0).is_some_and(|word| word.to_ne_bytes()[2..] == ETHERNET);
+            if let (true, Some(index), Some(name)) = (is_ethernet, reply.word(4), name) {
                 links.insert(index, name.to_owned());
             }
         })?;

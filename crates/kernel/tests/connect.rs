@@ -90,8 +90,12 @@ impl World {
         let told = Frontend { pods: choice, node: choice, ..Frontend::default() };
         wanted.frontends.insert(key, told);
         let own: Vec<IpAddr> = endpoints.iter().map(SocketAddr::ip).collect();
-        let set_of =
-            EndpointSet { endpoints: endpoints.to_vec(), own, remembered: protocol == UDP };
+        let set_of = EndpointSet {
+            endpoints: endpoints.to_vec(),
+            own,
+            remembered: protocol == UDP,
+            ..EndpointSet::default()
+        };
         wanted.sets.insert(set, Arc::new(set_of));
         let used = |set: &u64| wanted.frontends.values().any(|frontend| frontend.pods.set == *set);
         let sets = wanted.sets.iter().filter(|(set, _)| used(set));

@@ -59,6 +59,8 @@ pub struct EndpointSet {
     pub own: Vec<IpAddr>,
     /// Whether something is remembered that leads to them, so that one must be able to ask who is in the set.
     pub remembered: bool,
+    /// Whether clients from outside are led to it: all nodes lead a client to the same endpoint, as far as they can.
+    pub spread: bool,
 }
 
 impl EndpointSet {
@@ -290,7 +292,8 @@ pub fn render(tables: &Tables) -> String {
     for (number, set) in &tables.sets {
         let words = set.endpoints.iter().map(ToString::to_string);
         let own = set.own.iter().map(|address| format!("own {address}"));
-        let words: Vec<String> = words.chain(own).collect();
+        let words: Vec<String> =
+            words.chain(own).chain(set.spread.then(|| "spread".to_owned())).collect();
         text.push_str(&format!("set {number:016x} {}\n", words.join(" ")));
     }
     text

@@ -36,6 +36,9 @@ pub fn allocate(
     wrapped.into_iter().find(free).map(Ipv4Addr::from)
 }
 
+/// How the names of the node's ends of pods' links begin.
+pub const LINK_PREFIX: &str = "pod";
+
 /// The name of the node's end of a pod's link: stable, and within the 15 characters that Linux allows.
 #[must_use]
 pub fn link_name(uid: &str) -> String {
@@ -43,7 +46,7 @@ pub fn link_name(uid: &str) -> String {
     let hash = uid.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    format!("pod{:011x}", hash & 0xfff_ffff_ffff)
+    format!("{LINK_PREFIX}{:011x}", hash & 0xfff_ffff_ffff)
 }
 
 /// Where the pods of the other nodes are: pod CIDR to the node's address.

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::{fmt, fs, io};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::{Array, HashMap, MapData, MapInfo};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{EbpfLoader, Pod, include_bytes_aligned};
 use ipnet::IpNet;
@@ -28,6 +28,12 @@ const NAME: &str = "forward";
 const PROGRAMS: &str = "forward-";
 /// Places of a table: `PLACES` of `bpf/forward.h`.
 pub const PLACES: usize = 1021;
+
+/// An entry of the table of flows, with what the kernel adds to it.
+const ENTRY_BYTES: u64 = 176;
+/// Two for each flow.
+const ENTRIES_MIN: u32 = 1 << 16;
+const ENTRIES_MAX: u32 = 1 << 20;
 
 /// Who is behind a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -161,7 +167,7 @@ impl Forward {
         let folder = pins.join(format!("{TABLES}{LAYOUT}"));
         let own = pins.join(format!("{PROGRAMS}{:016x}", number(FORWARD)));
         let path = own.join(NAME);
-        if !path.exists() || !folder.join("tracked").exists() {
+        if !reads(&path, &folder) {
             pinned::make_folder(&own)?;
             load(&folder, &path)?;
         }
@@ -180,7 +186,7 @@ impl Forward {
         })
     }
 
-    /// All links of the namespace: index to name.
+    /// All Ethernet links of the namespace: index to name.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -270,10 +276,20 @@ impl Forward {
     }
 }
 
+/// Whether the program that is kept at `path` reads the tables that are kept in `folder`, and not some before them.
+fn reads(path: &Path, folder: &Path) -> bool {
+    let program = SchedClassifier::from_pin(path).and_then(|program| program.info());
+    let maps = program.and_then(|info| info.map_ids()).ok().flatten().unwrap_or_default();
+    ["frontends4", "tracked"].iter().all(|name| {
+        MapInfo::from_pin(folder.join(name)).is_ok_and(|info| maps.contains(&info.id()))
+    })
+}
+
 fn load(folder: &Path, path: &Path) -> Result<(), BpfError> {
     pinned::make_folder(folder)?;
     let mut object = EbpfLoader::new()
         .btf(None)
+        .map_max_entries("tracked", entries_max())
         .default_map_pin_directory(folder)
         .load(FORWARD)
         .map_err(|error| BpfError::Load(Box::new(error)))?;
@@ -282,6 +298,15 @@ fn load(folder: &Path, path: &Path) -> Result<(), BpfError> {
     program.load().map_err(refused)?;
     let _ = fs::remove_file(path);
     program.pin(path).map_err(io::Error::other).map_err(failed("pin a program at", path))
+}
+
+/// Entries of the table of flows. They take their memory from the start: a thousandth of the machine's, within bounds.
+fn entries_max() -> u32 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    let entries = kib.unwrap_or_default() * 1024 / 1000 / ENTRY_BYTES;
+    u32::try_from(entries).unwrap_or(u32::MAX).clamp(ENTRIES_MIN, ENTRIES_MAX)
 }
 
 /// Detaches the program from every link of the calling thread's network namespace.

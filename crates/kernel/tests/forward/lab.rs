@@ -184,8 +184,11 @@ impl Lab {
             return Choice::default();
         }
         self.sets += 1;
-        let set =
-            Arc::new(EndpointSet { endpoints: ends.to_vec(), own: Vec::new(), remembered: true });
+        let set = Arc::new(EndpointSet {
+            endpoints: ends.to_vec(),
+            remembered: true,
+            ..EndpointSet::default()
+        });
         let tables = self.tables.as_mut().unwrap();
         for (key, endpoint) in endpoints(self.sets, &set) {
             tables.put_endpoint(key, endpoint).unwrap();

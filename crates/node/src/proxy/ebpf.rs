@@ -1,12 +1,14 @@
 //! Services by eBPF: programs lead connections at their sockets, and the whole nftables rule set underneath carries
 //! whatever they leave. So nothing depends on them but speed: what goes wrong with them takes them away.
 
+mod links;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernel::bpf::{self, BpfError, Connect, Counter, Place, Tables};
+use kernel::bpf::{self, BpfError, Connect, Counter, Place, Tables, forward};
 use net::bpf::{Change, Spare, Steps};
 use plan::proxy::{EbpfPlace, Mode, Settings, Snapshot, Views};
 use tokio::sync::watch;
@@ -16,6 +18,7 @@ use super::SinkError;
 use super::backend::Applied;
 use super::metrics::Done;
 use super::nftables::{self, Nftables};
+use links::Links;
 
 /// Whose the network namespaces on this node are, by their cookies; the node's own is not among them.
 pub type Namespaces = watch::Receiver<Arc<BTreeMap<u64, Place>>>;
@@ -108,7 +111,7 @@ impl Ebpf {
         }
         tracing::warn!(component = "proxy", "{trouble}");
         self.trouble = Some(trouble);
-        if let Err(error) = bpf::remove(&self.place.pins) {
+        if let Err(error) = forward::detach_all().and_then(|()| bpf::remove(&self.place.pins)) {
             let error: &dyn Error = &error;
             tracing::error!(component = "proxy", error, "eBPF programs stay that nobody keeps");
         }
@@ -154,6 +157,9 @@ impl Ebpf {
 
     pub(super) fn verify(&mut self) -> Result<(), SinkError> {
         self.nftables.verify()?;
+        if let Some(fast) = &mut self.fast {
+            fast.look_at_links(self.nftables.views());
+        }
         match &mut self.fast {
             None if self.retry <= Instant::now() => self.start(),
             None => {}
@@ -178,6 +184,7 @@ impl Ebpf {
     pub(super) fn distrust(&mut self) {
         if let Some(fast) = &mut self.fast {
             fast.look_at = Instant::now();
+            fast.links.iter_mut().for_each(Links::distrust);
         }
     }
 
@@ -230,6 +237,8 @@ impl Ebpf {
 #[derive(Debug)]
 struct Fast {
     connect: Connect,
+    /// At the node's links; `None` where the kernel does not take it: clients outside are left to the rules underneath.
+    links: Option<Links>,
     tables: Tables,
     /// Whether what the tables hold is known.
     known: bool,
@@ -245,7 +254,24 @@ impl Fast {
             tables.put_namespace(own, Place::Node)?;
         }
         let (spare, look_at) = (Spare::default(), Instant::now());
-        Ok(Self { connect, tables, known: false, spare, look_at })
+        let links = Links::open(&place.pins).map_err(|error| warn_of_links(&error)).ok();
+        Ok(Self { connect, links, tables, known: false, spare, look_at })
+    }
+
+    fn look_at_links(&mut self, views: &Views) {
+        self.with_links(|links| links.look(views.settings(), &views.node().addresses));
+    }
+
+    /// Without them Services are carried all the same.
+    fn with_links(&mut self, act: impl FnOnce(&mut Links) -> Result<(), BpfError>) {
+        let Some(links) = &mut self.links else { return };
+        if let Err(error) = act(links) {
+            warn_of_links(&error);
+            self.links = None;
+            if let Err(error) = forward::detach_all() {
+                warn_of_links(&error);
+            }
+        }
     }
 
     /// Makes the tables these, whatever they were.
@@ -253,13 +279,18 @@ impl Fast {
         self.known = false;
         self.spare = Spare::default();
         let steps = self.tables.read()?.steps(&wanted.entries());
+        self.with_links(|links| links.spread(&wanted.sets));
         self.take(&steps)?;
         self.known = true;
         Ok(())
     }
 
     fn change(&mut self, change: &Change) -> Result<(), BpfError> {
-        if change.is_empty() { self.sweep() } else { self.take(&Steps::from(change)) }
+        if change.is_empty() {
+            return self.sweep();
+        }
+        self.with_links(|links| links.spread(&change.come));
+        self.take(&Steps::from(change))
     }
 
     fn take(&mut self, steps: &Steps) -> Result<(), BpfError> {
@@ -303,6 +334,7 @@ impl Fast {
             );
             self.take(&steps)?;
         }
+        self.with_links(|links| links.keep(&wanted.sets));
         self.look_at = Instant::now() + VERIFY_AFTER.max(begun.elapsed() * VERIFY_SHARE);
         Ok(())
     }
@@ -323,6 +355,11 @@ impl Fast {
         }
         Ok(())
     }
+}
+
+fn warn_of_links(error: &BpfError) {
+    let error: &dyn Error = error;
+    tracing::warn!(component = "proxy", error, "clients outside are left to nftables");
 }
 
 /// Wakes the proxy when namespaces come and go.

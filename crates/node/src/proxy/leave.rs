@@ -99,6 +99,7 @@ impl Others {
 
 fn remove_programs(pins: &Path) -> Result<(), SinkError> {
     if bpf::is_pinned(pins) {
+        bpf::forward::detach_all()?;
         bpf::remove(pins)?;
         tracing::info!(component = "proxy", "eBPF's programs and tables are removed");
     }

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::Settings;
 use super::claim::Claim;
-use crate::service::{self, Action, Masquerade, Protocol, ServiceView};
+use crate::service::{self, Action, FrontendKind, Masquerade, Protocol, ServiceView};
 
 /// One Service's share of the tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -229,6 +229,7 @@ impl Lowered {
             endpoints: endpoints.to_vec(),
             own: addresses.intersection(&view.local_endpoints).copied().collect(),
             remembered: frontend.protocol == Protocol::Udp || frontend.affinity_s.is_some(),
+            spread: frontend.kind != FrontendKind::ClusterIp,
         };
         let number = number(&set);
         self.sets.entry(number).or_insert_with(|| Arc::new(set));
@@ -239,7 +240,7 @@ impl Lowered {
 /// Equal sets have equal numbers, on every node and in every run; others differ.
 fn number(set: &EndpointSet) -> SetNumber {
     let mut hash = Sha256::new();
-    hash.update([u8::from(set.remembered)]);
+    hash.update([u8::from(set.remembered), u8::from(set.spread)]);
     for endpoint in &set.endpoints {
         feed(&mut hash, endpoint.ip());
         hash.update(endpoint.port().to_be_bytes());
