@@ -71,7 +71,7 @@ pub enum BpfError {
     },
     /// Programs could not be attached to links.
     #[error("the eBPF program at the node's links")]
-    Links(#[source] crate::nftables::NetfilterError),
+    Links(#[from] crate::nftables::NetfilterError),
     /// A table could not be opened, read or changed.
     #[error("the eBPF table {name}")]
     Table {

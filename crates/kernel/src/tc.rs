@@ -2,6 +2,7 @@
 //! program until its link goes, whether the agent lives or not.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::sys::socket::SockProtocol;
@@ -16,6 +17,7 @@ const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_EXCL: u16 = 0x200;
 
 const GET_LINK: u16 = 18;
+const GET_ADDRESS: u16 = 22;
 const NEW_QDISC: u16 = 36;
 const NEW_FILTER: u16 = 44;
 const DELETE_FILTER: u16 = 45;
@@ -24,6 +26,10 @@ const GET_FILTER: u16 = 46;
 /// `tcmsg` and `ifinfomsg`: what precedes the attributes.
 const TC_BYTES: usize = 20;
 const LINK_BYTES: usize = 16;
+/// `ifaddrmsg`, and the attributes of an address: of the other end, and the own one where that differs.
+const ADDRESS_BYTES: usize = 8;
+const ADDRESS: u16 = 1;
+const LOCAL: u16 = 2;
 const LINK_NAME: u16 = 3;
 /// `ARPHRD_ETHER`.
 const ETHERNET: [u8; 2] = 1_u16.to_ne_bytes();
@@ -74,6 +80,22 @@ impl Tc {
             }
         })?;
         Ok(links)
+    }
+
+    /// The addresses of all links, with the links' indices.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn addresses(&mut self) -> Result<Vec<(u32, IpAddr)>, NetfilterError> {
+        let mut addresses = Vec::new();
+        self.dump(GET_ADDRESS, &[0], "list the addresses", |reply| {
+            let attributes = reply.attributes_after(ADDRESS_BYTES);
+            let bytes = attributes.find(LOCAL).or_else(|| attributes.find(ADDRESS));
+            if let (Some(index), Some(address)) = (reply.word(4), bytes.and_then(address)) {
+                addresses.push((index, address));
+            }
+        })?;
+        Ok(addresses)
     }
 
     /// Shows everything that comes in at a link to a program, instead of the one that was there before.
@@ -180,6 +202,13 @@ impl Tc {
         message.end();
         // Links that come or go meanwhile are seen at the next look.
         self.socket.dump(message.bytes(), sequence, action, each).map(|_| ())
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
     }
 }
 

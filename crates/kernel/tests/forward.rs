@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use kernel::bpf::Counter;
 
-use kernel::bpf::forward::{NodeFacts, Timeouts};
+use kernel::bpf::forward::{NodeFacts, Timeouts, detach_all};
+use kernel::tc::Tc;
 use lab::{FAMILIES, Lab, NODE_PORT, PORT, SILENCE, V4, V6, at, facts, tally};
 
 fn ip(text: &str) -> IpAddr {
@@ -161,14 +162,11 @@ fn flows_go_on_when_the_agent_dies_and_comes_back() {
         assert_eq!(lab.ask("client", frontend).unwrap().0, "far");
     }
     // Gone for good: what comes is for the rules underneath, which have nothing here.
-    netns_within(&lab, kernel::bpf::forward::detach_all);
+    kernel::netns::within(&lab.path("node"), || detach_all(&mut Tc::open().unwrap()).unwrap())
+        .unwrap();
     assert!(lab.ask("client", frontends[0]).is_none());
     lab.start();
     assert_eq!(lab.ask("client", frontends[0]).unwrap().0, "far");
-}
-
-fn netns_within(lab: &Lab, work: fn() -> Result<(), kernel::bpf::BpfError>) {
-    kernel::netns::within(&lab.path("node"), || work().unwrap()).unwrap();
 }
 
 #[test]

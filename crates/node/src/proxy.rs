@@ -29,7 +29,6 @@ use client::{
     Applied, ApplyError, Client, Inputs, ListParams, Next, Reconcile, Recorder, Reflector,
 };
 use ipnet::IpNet;
-use nix::ifaddrs::InterfaceAddress;
 use parking_lot::Mutex;
 use plan::proxy::{Dirty, Settings, Snapshot};
 use tokio_util::sync::CancellationToken;
@@ -254,11 +253,10 @@ fn service_cidrs(told: &[IpNet], ranges: &Objects<ServiceCIDR>) -> Vec<IpNet> {
 /// The addresses of this node. Read anew at every look: the proxy looks every few seconds.
 pub(crate) fn addresses() -> BTreeSet<IpAddr> {
     let links = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    links.filter_map(|link| address(&link)).collect()
-}
-
-fn address(link: &InterfaceAddress) -> Option<IpAddr> {
-    let address = link.address?;
-    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    let addresses = links.filter_map(|link| {
+        let address = link.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    addresses.collect()
 }

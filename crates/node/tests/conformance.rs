@@ -36,3 +36,8 @@ fn random_clusters_are_carried_as_decided() {
 fn connections_are_led_before_there_is_a_packet() {
     fast::no_packet_is_for_a_service();
 }
+
+#[test]
+fn clients_outside_are_led_before_netfilter() {
+    fast::no_packet_from_outside_is_seen();
+}

@@ -139,9 +139,8 @@ impl From<&NodeFacts> for RawForwarding {
 
 type Ranges = LpmTrie<MapData, [u8; 16], u32>;
 
-/// The program, at the links of the network namespace that the opening thread was in.
+/// The program, and what it is told.
 pub struct Forward {
-    tc: Tc,
     program: SchedClassifier,
     id: u32,
     devices: HashMap<MapData, u32, u32>,
@@ -176,7 +175,6 @@ impl Forward {
         let program = SchedClassifier::from_pin(&path).map_err(refused)?;
         let id = program.info().map_err(refused)?.id();
         Ok(Self {
-            tc: Tc::open().map_err(at_links)?,
             program,
             id,
             devices: open(&folder, "devices")?,
@@ -186,37 +184,29 @@ impl Forward {
         })
     }
 
-    /// All Ethernet links of the namespace: index to name.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn links(&mut self) -> Result<BTreeMap<u32, String>, BpfError> {
-        self.tc.links().map_err(at_links)
-    }
-
     /// Attaches the program to these links and to no others; what is as it should be is not touched.
     ///
     /// # Errors
     /// When the kernel refuses. A link that has just gone is no error.
-    pub fn attach(&mut self, links: &BTreeMap<u32, Behind>) -> Result<(), BpfError> {
+    pub fn attach(&mut self, tc: &mut Tc, links: &BTreeMap<u32, Behind>) -> Result<(), BpfError> {
         let known: BTreeMap<u32, u32> =
             self.devices.iter().collect::<Result<_, _>>().map_err(table("devices"))?;
         for (link, behind) in links {
             if known.get(link) != Some(&behind.audience()) {
                 self.devices.insert(link, behind.audience(), 0).map_err(table("devices"))?;
             }
-            let attached = self.tc.attached(*link).unwrap_or_default();
+            let attached = tc.attached(*link).unwrap_or_default();
             if attached == Some(self.id) {
                 continue;
             }
             let program = self.program.fd().map_err(refused)?;
-            match self.tc.attach(*link, program.as_fd()) {
+            match tc.attach(*link, program.as_fd()) {
                 Err(error) if error.errno() == Some(libc::ENODEV) => {}
-                other => other.map_err(at_links)?,
+                other => other?,
             }
         }
         for link in known.keys().filter(|link| !links.contains_key(link)) {
-            self.tc.detach(*link).map_err(at_links)?;
+            tc.detach(*link)?;
             gone(self.devices.remove(link)).map_err(table("devices"))?;
         }
         Ok(())
@@ -309,15 +299,14 @@ fn entries_max() -> u32 {
     u32::try_from(entries).unwrap_or(u32::MAX).clamp(ENTRIES_MIN, ENTRIES_MAX)
 }
 
-/// Detaches the program from every link of the calling thread's network namespace.
+/// Detaches the program from every link.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn detach_all() -> Result<(), BpfError> {
-    let mut tc = Tc::open().map_err(at_links)?;
-    for link in tc.links().map_err(at_links)?.into_keys() {
+pub fn detach_all(tc: &mut Tc) -> Result<(), BpfError> {
+    for link in tc.links()?.into_keys() {
         if tc.attached(link).unwrap_or_default().is_some() {
-            tc.detach(link).map_err(at_links)?;
+            tc.detach(link)?;
         }
     }
     Ok(())
@@ -336,8 +325,4 @@ fn bytes(address: IpAddr) -> [u8; 16] {
 
 fn refused(source: ProgramError) -> BpfError {
     BpfError::Program { name: NAME, source: Box::new(source) }
-}
-
-fn at_links(source: crate::nftables::NetfilterError) -> BpfError {
-    BpfError::Links(source)
 }

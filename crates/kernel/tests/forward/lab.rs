@@ -11,6 +11,7 @@ use std::time::Duration;
 use kernel::bpf::forward::{Behind, Forward, NodeFacts, Timeouts};
 use kernel::bpf::{Counter, Tables};
 use kernel::netns;
+use kernel::tc::Tc;
 use net::bpf::{Choice, EndpointSet, Frontend, FrontendKey, endpoints, members};
 use socket2::{Domain, Socket, Type};
 
@@ -162,13 +163,14 @@ impl Lab {
         let pins = self.pins();
         let (forward, tables) = netns::within(&self.path("node"), || {
             let mut forward = Forward::open(&pins).unwrap();
-            let links = forward.links().unwrap();
+            let mut tc = Tc::open().unwrap();
+            let links = tc.links().unwrap();
             let links = links.into_iter().filter_map(|(index, name)| match name.as_str() {
                 "wan" | "side" => Some((index, Behind::Outside)),
                 "pod0" => Some((index, Behind::Pod)),
                 _ => None,
             });
-            forward.attach(&links.collect()).unwrap();
+            forward.attach(&mut tc, &links.collect()).unwrap();
             (forward, Tables::of(&pins).unwrap())
         })
         .unwrap();

@@ -8,7 +8,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernel::bpf::{self, BpfError, Connect, Counter, Place, Tables, forward};
+use kernel::bpf::{self, BpfError, Connect, Counter, Place, Tables};
 use net::bpf::{Change, Spare, Steps};
 use plan::proxy::{EbpfPlace, Mode, Settings, Snapshot, Views};
 use tokio::sync::watch;
@@ -61,6 +61,7 @@ pub(super) struct Ebpf {
     /// The namespaces that the tables have.
     told: Option<Arc<BTreeMap<u64, Place>>>,
     fast: Option<Fast>,
+    links: Links,
     /// When the programs are tried again.
     retry: Instant,
     trouble: Option<String>,
@@ -76,6 +77,7 @@ impl Ebpf {
             namespaces: None,
             told: None,
             fast: None,
+            links: Links::open()?,
             retry: Instant::now(),
             trouble: None,
             count_at: Instant::now(),
@@ -88,6 +90,7 @@ impl Ebpf {
         match Fast::open(&self.place, self.own) {
             Ok(fast) => {
                 self.fast = Some(fast);
+                self.links.start(&self.place.pins);
                 tracing::info!(
                     component = "proxy",
                     "eBPF programs lead connections at their sockets"
@@ -111,7 +114,8 @@ impl Ebpf {
         }
         tracing::warn!(component = "proxy", "{trouble}");
         self.trouble = Some(trouble);
-        if let Err(error) = forward::detach_all().and_then(|()| bpf::remove(&self.place.pins)) {
+        self.links.stop();
+        if let Err(error) = bpf::remove(&self.place.pins) {
             let error: &dyn Error = &error;
             tracing::error!(component = "proxy", error, "eBPF programs stay that nobody keeps");
         }
@@ -132,8 +136,14 @@ impl Ebpf {
     pub(super) fn apply(&mut self, plan: Plan) -> Result<Applied, SinkError> {
         let applied = self.nftables.apply(plan.rules);
         let told = match (&mut self.fast, plan.fast) {
-            (Some(fast), Told::Whole(tables)) => fast.replace(&tables),
-            (Some(fast), Told::Change(change)) if fast.known => fast.change(&change),
+            (Some(fast), Told::Whole(tables)) => {
+                self.links.spread(&tables.sets);
+                fast.replace(&tables)
+            }
+            (Some(fast), Told::Change(change)) if fast.known => {
+                self.links.spread(&change.come);
+                fast.change(&change)
+            }
             _ => Ok(()),
         };
         if let Err(error) = told {
@@ -150,16 +160,19 @@ impl Ebpf {
             return;
         }
         match fast.tell_namespaces(&wanted, self.own) {
-            Ok(()) => self.told = Some(wanted),
+            Ok(()) => {
+                self.told = Some(wanted);
+                // Their links are new, too.
+                self.links.distrust();
+            }
             Err(error) => self.give_up(&error),
         }
     }
 
     pub(super) fn verify(&mut self) -> Result<(), SinkError> {
         self.nftables.verify()?;
-        if let Some(fast) = &mut self.fast {
-            fast.look_at_links(self.nftables.views());
-        }
+        let views = self.nftables.views();
+        self.links.look(views.settings(), &views.node().addresses);
         match &mut self.fast {
             None if self.retry <= Instant::now() => self.start(),
             None => {}
@@ -171,7 +184,9 @@ impl Ebpf {
                 self.start();
             }
             Some(fast) if fast.known && fast.look_at <= Instant::now() => {
-                let looked = fast.look(&self.nftables.fast());
+                let wanted = self.nftables.fast();
+                self.links.keep(&wanted.sets);
+                let looked = fast.look(&wanted);
                 if let Err(error) = looked {
                     self.give_up(&error);
                 }
@@ -184,7 +199,7 @@ impl Ebpf {
     pub(super) fn distrust(&mut self) {
         if let Some(fast) = &mut self.fast {
             fast.look_at = Instant::now();
-            fast.links.iter_mut().for_each(Links::distrust);
+            self.links.distrust();
         }
     }
 
@@ -237,8 +252,6 @@ impl Ebpf {
 #[derive(Debug)]
 struct Fast {
     connect: Connect,
-    /// At the node's links; `None` where the kernel does not take it: clients outside are left to the rules underneath.
-    links: Option<Links>,
     tables: Tables,
     /// Whether what the tables hold is known.
     known: bool,
@@ -254,24 +267,7 @@ impl Fast {
             tables.put_namespace(own, Place::Node)?;
         }
         let (spare, look_at) = (Spare::default(), Instant::now());
-        let links = Links::open(&place.pins).map_err(|error| warn_of_links(&error)).ok();
-        Ok(Self { connect, links, tables, known: false, spare, look_at })
-    }
-
-    fn look_at_links(&mut self, views: &Views) {
-        self.with_links(|links| links.look(views.settings(), &views.node().addresses));
-    }
-
-    /// Without them Services are carried all the same.
-    fn with_links(&mut self, act: impl FnOnce(&mut Links) -> Result<(), BpfError>) {
-        let Some(links) = &mut self.links else { return };
-        if let Err(error) = act(links) {
-            warn_of_links(&error);
-            self.links = None;
-            if let Err(error) = forward::detach_all() {
-                warn_of_links(&error);
-            }
-        }
+        Ok(Self { connect, tables, known: false, spare, look_at })
     }
 
     /// Makes the tables these, whatever they were.
@@ -279,18 +275,13 @@ impl Fast {
         self.known = false;
         self.spare = Spare::default();
         let steps = self.tables.read()?.steps(&wanted.entries());
-        self.with_links(|links| links.spread(&wanted.sets));
         self.take(&steps)?;
         self.known = true;
         Ok(())
     }
 
     fn change(&mut self, change: &Change) -> Result<(), BpfError> {
-        if change.is_empty() {
-            return self.sweep();
-        }
-        self.with_links(|links| links.spread(&change.come));
-        self.take(&Steps::from(change))
+        if change.is_empty() { self.sweep() } else { self.take(&Steps::from(change)) }
     }
 
     fn take(&mut self, steps: &Steps) -> Result<(), BpfError> {
@@ -334,7 +325,6 @@ impl Fast {
             );
             self.take(&steps)?;
         }
-        self.with_links(|links| links.keep(&wanted.sets));
         self.look_at = Instant::now() + VERIFY_AFTER.max(begun.elapsed() * VERIFY_SHARE);
         Ok(())
     }
@@ -355,11 +345,6 @@ impl Fast {
         }
         Ok(())
     }
-}
-
-fn warn_of_links(error: &BpfError) {
-    let error: &dyn Error = error;
-    tracing::warn!(component = "proxy", error, "clients outside are left to nftables");
 }
 
 /// Wakes the proxy when namespaces come and go.

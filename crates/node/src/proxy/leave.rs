@@ -8,6 +8,7 @@ use std::sync::Arc;
 use kernel::bpf;
 use kernel::iptables::{Flavor, Iptables, IptablesError};
 use kernel::nftables::Nftables;
+use kernel::tc::Tc;
 use net::iptables::{Ruleset, Saved, TableId};
 use net::nft::{Family, Op, Transaction};
 use plan::proxy::iptables::{CLUSTER_IPS, takeover};
@@ -21,11 +22,13 @@ use super::iptables::tell;
 pub(super) struct Others {
     nft: Nftables,
     programs: Iptables,
+    tc: Tc,
 }
 
 impl Others {
     pub(super) fn open() -> Result<Self, SinkError> {
-        Ok(Self { nft: Nftables::open()?, programs: Iptables::open(Flavor::Nft)? })
+        let (programs, tc) = (Iptables::open(Flavor::Nft)?, Tc::open()?);
+        Ok(Self { nft: Nftables::open()?, programs, tc })
     }
 
     /// Takes away what is not of the mode, and of iptables what is not of `flavor`. Answers the UDP frontends that were in
@@ -37,7 +40,7 @@ impl Others {
     ) -> BTreeSet<SocketAddr> {
         let mut before = BTreeSet::new();
         if settings.mode != Mode::Ebpf {
-            log(remove_programs(&settings.ebpf.pins));
+            log(remove_programs(&mut self.tc, &settings.ebpf.pins));
         }
         for family in FAMILIES {
             if settings.mode == Mode::Iptables {
@@ -97,9 +100,9 @@ impl Others {
     }
 }
 
-fn remove_programs(pins: &Path) -> Result<(), SinkError> {
+fn remove_programs(tc: &mut Tc, pins: &Path) -> Result<(), SinkError> {
     if bpf::is_pinned(pins) {
-        bpf::forward::detach_all()?;
+        bpf::forward::detach_all(tc)?;
         bpf::remove(pins)?;
         tracing::info!(component = "proxy", "eBPF's programs and tables are removed");
     }

@@ -22,7 +22,10 @@ const WATCH: &str = "table inet watch { \
         ip saddr 198.18.0.11 tcp dport 30080 counter; }; }";
 
 fn packets(world: &World) -> Vec<u64> {
-    let text = world.on_node("n1", "nft list table inet watch");
+    counted(&world.on_node("n1", "nft list table inet watch"))
+}
+
+fn counted(text: &str) -> Vec<u64> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let counted = words.windows(2).filter(|pair| pair[0] == "packets");
     counted.map(|pair| pair[1].parse().unwrap()).collect()
@@ -46,17 +49,17 @@ pub(crate) fn no_packet_is_for_a_service() {
     }
     ask(&world, "n1", SocketAddr::new(node_ip(Family::Ip, "n1"), 30080));
     assert_eq!(packets(&world), [0; 5]);
-    // Who is an endpoint itself is left to the rules, and the counters do count.
+    // Who is an endpoint itself is served at its link, and masqueraded there.
     ask(&world, "a", cluster(Family::Ip, 10, Protocol::Tcp));
-    assert!(packets(&world)[0] >= 12);
-    // The rules carry everything when the programs are gone.
+    assert_eq!(packets(&world), [0; 5]);
+    // The rules carry everything when the programs are gone, and the counters do count.
     world.kill();
     world.on_node("n1", "find {pins} -type f -path *connect-* -delete");
     // The kernel lets go of a program a moment after its last name.
     for round in 0.. {
         assert!(round < 100, "programs without a name go on");
-        ask(&world, "b", cluster(Family::Ip6, 10, Protocol::Tcp));
-        if packets(&world)[1] >= 12 {
+        ask(&world, "n1", cluster(Family::Ip6, 10, Protocol::Tcp));
+        if packets(&world)[3] >= 12 {
             break;
         }
     }
@@ -97,4 +100,32 @@ fn nothing_can_be_pinned(world: &mut World) {
     world.restart();
     assert_eq!(world.healths["n1"].mode().word(), "ebpf");
     is_led(world, true);
+}
+
+/// Counts packets of clients outside that are for node ports.
+const GATE: &str = "table inet gate { chain come { type filter hook prerouting priority -400; \
+    ip saddr 198.18.0.9 tcp dport 30080 counter; ip6 saddr fd18::9 tcp dport 30080 counter; }; }";
+
+/// Fails when netfilter sees a packet of a client outside that the program at the links carries.
+pub(crate) fn no_packet_from_outside_is_seen() {
+    let mut world = World::new(EBPF);
+    world.apply(&[service(10, &["a", "c"]).node_port(30080)]);
+    world.nft("n1", GATE);
+    let seen = |world: &World| counted(&world.on_node("n1", "nft list table inet gate"));
+    let ask_all = |world: &World| {
+        for family in FAMILIES {
+            ask(world, "client", SocketAddr::new(node_ip(family, "n1"), 30080));
+        }
+    };
+    ask_all(&world);
+    assert_eq!(seen(&world), [0; 2]);
+    // The rules carry everything when the program is gone, and the counters do count.
+    world.kill();
+    world.on_node("n1", "tc qdisc del dev eth0 clsact");
+    ask_all(&world);
+    assert!(seen(&world).iter().all(|packets| *packets >= 12));
+    world.restart();
+    let before = seen(&world);
+    ask_all(&world);
+    assert_eq!(seen(&world), before);
 }

@@ -175,6 +175,8 @@ impl Mode for Ebpf {
         &[
             "find {pins} -name connect4 -delete",
             "find {pins} -name endpoints6 -delete",
+            "tc qdisc del dev eth0 clsact",
+            "tc filter del dev pod-a ingress",
             "find {pins} -name getpeername6 -delete -or -name frontends4 -delete",
             "nft delete table ip rhumb_proxy",
             "nft flush map ip6 rhumb_proxy endpoints",

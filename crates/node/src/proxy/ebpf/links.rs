@@ -1,6 +1,7 @@
 //! The program at this node's links: which links it sees, and what it is told of the node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -8,8 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernel::bpf::BpfError;
-use kernel::bpf::forward::{Behind, Forward, NodeFacts, PLACES, Timeouts};
+use kernel::bpf::forward::{Behind, Forward, NodeFacts, PLACES, Timeouts, detach_all};
 use kernel::sysctl;
+use kernel::tc::Tc;
 use net::bpf::{EndpointSet, SetNumber};
 use plan::podnet::LINK_PREFIX;
 use plan::proxy::{Settings, maglev};
@@ -26,9 +28,81 @@ const PORTS_MIN: u16 = 4096;
 
 type Sets = BTreeMap<SetNumber, Arc<EndpointSet>>;
 
-/// The program, and what it was told.
+/// The links of the network namespace that the opening thread was in. Without the program Services are carried all the
+/// same: clients outside are left to the rules underneath.
 #[derive(Debug)]
 pub(super) struct Links {
+    tc: Tc,
+    ports: Option<RangeInclusive<u16>>,
+    program: Option<Program>,
+}
+
+impl Links {
+    pub(super) fn open() -> Result<Self, BpfError> {
+        let ports = sysctl::get(LOCAL_PORTS).ok().and_then(|range| free_ports(&range));
+        Ok(Self { tc: Tc::open()?, ports, program: None })
+    }
+
+    /// Takes the program that is kept at `pins`, or loads it.
+    pub(super) fn start(&mut self, pins: &Path) {
+        match Program::open(pins) {
+            Ok(program) => self.program = Some(program),
+            Err(error) => self.give_up(&error),
+        }
+    }
+
+    fn give_up(&mut self, error: &BpfError) {
+        let error: &dyn Error = error;
+        tracing::warn!(component = "proxy", error, "clients outside are left to nftables");
+        self.stop();
+    }
+
+    /// Leaves the links.
+    pub(super) fn stop(&mut self) {
+        self.program = None;
+        if let Err(error) = detach_all(&mut self.tc) {
+            let error: &dyn Error = &error;
+            tracing::error!(component = "proxy", error, "eBPF programs stay at links");
+        }
+    }
+
+    fn with(&mut self, act: impl FnOnce(&mut Program, &mut Tc) -> Result<(), BpfError>) {
+        let Some(program) = &mut self.program else { return };
+        if let Err(error) = act(program, &mut self.tc) {
+            self.give_up(&error);
+        }
+    }
+
+    /// Makes the next look not wait for its time.
+    pub(super) fn distrust(&mut self) {
+        if let Some(program) = &mut self.program {
+            program.look_at = Instant::now();
+        }
+    }
+
+    /// Attaches the program where it is missing, and tells it what it does not know of the node.
+    pub(super) fn look(&mut self, settings: &Settings, node: &[IpAddr]) {
+        if self.program.as_ref().is_none_or(|program| program.look_at > Instant::now()) {
+            return;
+        }
+        let facts = facts(settings, node, self.ports.clone());
+        self.with(|program, tc| program.look(tc, facts, node));
+    }
+
+    /// Gives sets tables.
+    pub(super) fn spread(&mut self, sets: &Sets) {
+        self.with(|program, _| program.spread(sets));
+    }
+
+    /// Takes away the tables of all other sets.
+    pub(super) fn keep(&mut self, sets: &Sets) {
+        self.with(|program, _| program.keep(sets));
+    }
+}
+
+/// The program, and what it was told.
+#[derive(Debug)]
+struct Program {
     forward: Forward,
     told: Option<NodeFacts>,
     look_at: Instant,
@@ -36,39 +110,33 @@ pub(super) struct Links {
     tables: BTreeSet<SetNumber>,
 }
 
-impl Links {
-    pub(super) fn open(pins: &Path) -> Result<Self, BpfError> {
+impl Program {
+    fn open(pins: &Path) -> Result<Self, BpfError> {
         let forward = Forward::open(pins)?;
         let tables = forward.tables()?;
         Ok(Self { forward, told: None, look_at: Instant::now(), tables })
     }
 
-    /// Makes the next look not wait for its time.
-    pub(super) fn distrust(&mut self) {
-        self.look_at = Instant::now();
-    }
-
-    /// Attaches the program where it is missing, and tells it what it does not know of the node.
-    pub(super) fn look(&mut self, settings: &Settings, node: &[IpAddr]) -> Result<(), BpfError> {
-        if self.look_at > Instant::now() {
-            return Ok(());
-        }
-        let facts = facts(settings, node);
+    fn look(&mut self, tc: &mut Tc, facts: NodeFacts, node: &[IpAddr]) -> Result<(), BpfError> {
         if self.told.as_ref() != Some(&facts) {
             self.forward.tell(&facts)?;
             self.told = Some(facts);
         }
-        let wanted = wanted(&self.forward.links()?, &with_address(node));
-        self.forward.attach(&wanted)?;
+        let addresses = tc.addresses()?.into_iter();
+        let with_address = addresses.filter(|(_, address)| node.contains(address));
+        let wanted = wanted(&tc.links()?, &with_address.map(|(link, _)| link).collect());
+        self.forward.attach(tc, &wanted)?;
         self.look_at = Instant::now() + LOOK_AFTER;
         Ok(())
     }
 
-    /// Gives sets tables. Equal sets have equal numbers and so equal tables: a table that is there is right.
-    pub(super) fn spread(&mut self, sets: &Sets) -> Result<(), BpfError> {
+    /// Equal sets have equal numbers and so equal tables: a table that is there is right.
+    fn spread(&mut self, sets: &Sets) -> Result<(), BpfError> {
         for (number, set) in sets.iter().filter(|(_, set)| set.spread) {
-            let table = maglev::table(&set.endpoints);
-            let Some(table) = table.filter(|_| !self.tables.contains(number)) else { continue };
+            if self.tables.contains(number) {
+                continue;
+            }
+            let Some(table) = maglev::table(&set.endpoints) else { continue };
             let places: [u16; PLACES] = table.try_into().expect("a table has so many places");
             self.forward.put_table(*number, &places)?;
             self.tables.insert(*number);
@@ -76,8 +144,7 @@ impl Links {
         Ok(())
     }
 
-    /// Takes away the tables of all other sets.
-    pub(super) fn keep(&mut self, sets: &Sets) -> Result<(), BpfError> {
+    fn keep(&mut self, sets: &Sets) -> Result<(), BpfError> {
         let gone: Vec<SetNumber> =
             self.tables.iter().copied().filter(|number| !sets.contains_key(number)).collect();
         for number in gone {
@@ -88,25 +155,7 @@ impl Links {
     }
 }
 
-/// Pods' links, and those that have an address which the node is known by.
-fn wanted(links: &BTreeMap<u32, String>, with_address: &BTreeSet<String>) -> BTreeMap<u32, Behind> {
-    let behind = |name: &str| {
-        if name.starts_with(LINK_PREFIX) {
-            return Some(Behind::Pod);
-        }
-        with_address.contains(name).then_some(Behind::Outside)
-    };
-    links.iter().filter_map(|(index, name)| Some((*index, behind(name)?))).collect()
-}
-
-fn with_address(node: &[IpAddr]) -> BTreeSet<String> {
-    let links = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    let links = links
-        .filter(|link| super::super::address(link).is_some_and(|address| node.contains(&address)));
-    links.map(|link| link.interface_name).collect()
-}
-
-fn facts(settings: &Settings, node: &[IpAddr]) -> NodeFacts {
+fn facts(settings: &Settings, node: &[IpAddr], ports: Option<RangeInclusive<u16>>) -> NodeFacts {
     let own = || node.iter().filter(|address| !address.is_loopback());
     NodeFacts {
         v4: own().find_map(|address| match address {
@@ -117,10 +166,21 @@ fn facts(settings: &Settings, node: &[IpAddr]) -> NodeFacts {
             IpAddr::V6(v6) => Some(*v6),
             IpAddr::V4(_) => None,
         }),
-        ports: sysctl::get(LOCAL_PORTS).ok().and_then(|range| free_ports(&range)),
+        ports,
         pods: settings.pod_cidrs.iter().copied().collect(),
         timeouts: Timeouts::default(),
     }
+}
+
+/// Pods' links, and those that have an address which the node is known by.
+fn wanted(links: &BTreeMap<u32, String>, with_address: &BTreeSet<u32>) -> BTreeMap<u32, Behind> {
+    let behind = |(index, name): (&u32, &String)| {
+        if name.starts_with(LINK_PREFIX) {
+            return Some((*index, Behind::Pod));
+        }
+        with_address.contains(index).then_some((*index, Behind::Outside))
+    };
+    links.iter().filter_map(behind).collect()
 }
 
 /// Ports that no socket of this node is given by itself: below or above the kernel's range of those.
@@ -151,8 +211,7 @@ mod tests {
     fn pods_and_addresses_of_the_node_are_watched() {
         let names = ["lo", "eth0", "eth1", "pod0123", "br0"];
         let links = (1..).zip(names.map(str::to_owned)).collect();
-        let with_address = BTreeSet::from(["eth0".to_owned()]);
-        let wanted = wanted(&links, &with_address);
+        let wanted = wanted(&links, &BTreeSet::from([2]));
         assert_eq!(wanted, BTreeMap::from([(2, Behind::Outside), (4, Behind::Pod)]));
     }
 }
