@@ -185,7 +185,7 @@ INLINE int audience_of(struct __sk_buff *skb, const struct tuple *tuple, __u32 *
 INLINE int remember(struct __sk_buff *skb, const struct packet *packet, struct track *there, int masqueraded)
 {
 	const struct forwarding *told = settings();
-	struct track back = {.seen_ns = there->seen_ns, .set = there->set, .audience = there->audience, .flags = TRACK_REPLY};
+	struct track back = {.begun_ns = there->begun_ns, .seen_ns = there->seen_ns, .set = there->set, .audience = there->audience, .flags = TRACK_REPLY};
 
 	if (!told || (masqueraded && !masquerade(&there->to, told)))
 		return 0;
@@ -199,11 +199,12 @@ INLINE int remember(struct __sk_buff *skb, const struct packet *packet, struct t
 INLINE int begin(struct __sk_buff *skb, const struct packet *packet, struct tuple *to)
 {
 	const struct tuple *tuple = &packet->tuple;
-	struct track there = {.to = *tuple, .seen_ns = now_ns()};
+	struct track there = {.to = *tuple, .begun_ns = now_ns()};
 	struct frontend *frontend;
 	struct choice choice;
 	struct way way;
 
+	there.seen_ns = there.begun_ns;
 	if (!begins(packet) || packet->hops <= 1)
 		return 0;
 	frontend = frontend_of(tuple);

@@ -40,6 +40,7 @@ struct tuple {
 /* What becomes of packets that come with a tuple. `to` turned around is the tuple of the answers. */
 struct track {
 	struct tuple to;
+	__u64 begun_ns;
 	__u64 seen_ns;
 	__u64 set; /* that the endpoint was last seen in */
 	__u32 flags;
@@ -83,8 +84,8 @@ struct forwarding {
 	__u32 opening_s; /* TCP, not answered yet */
 	__u32 open_s;
 	__u32 closing_s;
-	__u32 asked_s; /* UDP, not answered yet */
-	__u32 answered_s;
+	__u32 asked_s; /* UDP, else */
+	__u32 answered_s; /* UDP, back and forth for a while */
 	__u32 zero;
 };
 

@@ -7,6 +7,7 @@
 static __u64 (*const now_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 
 #define SECOND_NS 1000000000ull
+#define STREAM_NS (2 * SECOND_NS)
 
 INLINE const struct forwarding *settings(void)
 {
@@ -82,7 +83,7 @@ INLINE int is_stale4(const struct tuple *tuple, struct track *track)
 	struct member_key4 member = {.address = track->to.destination[0], .port = track->to.destination_port};
 	struct frontend *frontend = map_lookup(&frontends4, &at);
 
-	if (!frontend || track->audience >= AUDIENCES)
+	if (!frontend || frontend->affinity_s || track->audience >= AUDIENCES)
 		return 1;
 	member.set = frontend->choices[track->audience].set;
 	if (member.set == track->set)
@@ -100,7 +101,7 @@ INLINE int is_stale6(const struct tuple *tuple, struct track *track)
 	__builtin_memcpy(at.address, tuple->destination, 16);
 	__builtin_memcpy(member.address, track->to.destination, 16);
 	frontend = map_lookup(&frontends6, &at);
-	if (!frontend || track->audience >= AUDIENCES)
+	if (!frontend || frontend->affinity_s || track->audience >= AUDIENCES)
 		return 1;
 	member.set = frontend->choices[track->audience].set;
 	if (member.set == track->set)
@@ -146,13 +147,21 @@ INLINE void note_end(const struct packet *packet, struct track *track)
 		forget(&packet->tuple, track);
 }
 
+/* One question with its answer is forgotten sooner than datagrams that go back and forth. */
+INLINE int is_answered(const struct packet *packet, const struct track *track, __u64 now)
+{
+	if (!(track->flags & TRACK_REPLY) || track->flags & TRACK_ANSWERED)
+		return 0;
+	return packet->tuple.protocol == IPPROTO_TCP || now - track->begun_ns > STREAM_NS;
+}
+
 INLINE void note(const struct packet *packet, struct track *track)
 {
 	__u64 now = now_ns();
 
 	if (now - track->seen_ns > SECOND_NS)
 		track->seen_ns = now;
-	if (track->flags & TRACK_REPLY && !(track->flags & TRACK_ANSWERED)) {
+	if (is_answered(packet, track, now)) {
 		struct track *other = other_way(track);
 
 		if (other)

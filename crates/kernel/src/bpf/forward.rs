@@ -30,7 +30,7 @@ const PROGRAMS: &str = "forward-";
 pub const PLACES: usize = 1021;
 
 /// An entry of the table of flows, with what the kernel adds to it.
-const ENTRY_BYTES: u64 = 176;
+const ENTRY_BYTES: u64 = 184;
 /// Two for each flow.
 const ENTRIES_MIN: u32 = 1 << 16;
 const ENTRIES_MAX: u32 = 1 << 20;
@@ -63,9 +63,9 @@ pub struct Timeouts {
     pub open_s: u32,
     /// TCP that one side has closed.
     pub closing_s: u32,
-    /// UDP that was not answered yet.
-    pub asked_s: u32,
     /// UDP.
+    pub asked_s: u32,
+    /// UDP that has gone back and forth for a while.
     pub answered_s: u32,
 }
 
