@@ -205,7 +205,7 @@ INLINE int begin(struct __sk_buff *skb, const struct packet *packet, struct tupl
 	struct way way;
 
 	there.seen_ns = there.begun_ns;
-	if (!begins(packet) || packet->hops <= 1)
+	if (!begins(packet) || packet->part == LATER || packet->hops <= 1)
 		return 0;
 	frontend = frontend_of(tuple);
 	if (!frontend)

@@ -22,5 +22,6 @@ SECTION("classifier") int forward(struct __sk_buff *skb)
 		return PASS;
 	if (!recall(&packet, &to) && !begin(skb, &packet, &to))
 		return PASS;
+	note_part(&packet);
 	return leave(skb, &packet, &to);
 }

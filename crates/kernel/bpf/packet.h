@@ -35,7 +35,19 @@ struct packet {
 	__u32 acknowledged;
 	__u8 flags; /* TCP's */
 	__u8 hops;  /* left */
-	__u16 zero;
+	__u8 part;  /* of a datagram, or WHOLE */
+	__u8 zero;
+	__be32 id;  /* of the datagram that it is a part of */
+};
+
+/* Kinds of parts: only the first has ports. */
+enum { WHOLE = 0, FIRST, LATER };
+
+struct part_header {
+	__u8 protocol;
+	__u8 zero;
+	__be16 offset;
+	__be32 id;
 };
 
 INLINE int begins(const struct packet *packet)
@@ -74,15 +86,61 @@ INLINE int read_ports(void *data, void *end, struct packet *packet)
 	return 0;
 }
 
+INLINE void part_key(const struct packet *packet, struct fragment_key *key)
+{
+	__builtin_memcpy(key->source, packet->tuple.source, 16);
+	__builtin_memcpy(key->destination, packet->tuple.destination, 16);
+	key->id = packet->id;
+	key->protocol = packet->tuple.protocol;
+	key->family = packet->tuple.family;
+	key->zero = 0;
+}
+
+/* Later parts have the ports of the first, if that came before them. TCP does not send parts. */
+INLINE int read_part(void *data, void *end, struct packet *packet)
+{
+	struct fragment_key key;
+	struct fragment *first;
+
+	if (packet->part != WHOLE && packet->tuple.protocol != IPPROTO_UDP)
+		return 0;
+	if (packet->part != LATER)
+		return read_ports(data, end, packet);
+	part_key(packet, &key);
+	first = map_lookup(&fragments, &key);
+	if (!first)
+		return 0;
+	packet->tuple.source_port = first->source_port;
+	packet->tuple.destination_port = first->destination_port;
+	return 1;
+}
+
+/* Remembers the ports for the parts that follow. */
+INLINE void note_part(const struct packet *packet)
+{
+	struct fragment ports = {packet->tuple.source_port, packet->tuple.destination_port};
+	struct fragment_key key;
+
+	if (packet->part != FIRST)
+		return;
+	part_key(packet, &key);
+	map_update(&fragments, &key, &ports, BPF_ANY);
+}
+
 INLINE int read_packet4(void *data, void *end, struct packet *packet)
 {
 	struct iphdr *ip = data + ETH_HLEN;
 
 	if ((void *)(ip + 1) > end)
 		return 0;
-	/* Options, and datagrams in parts, are for those underneath. */
-	if (ip->ihl != 5 || ip->frag_off & htons(0x3fff))
+	/* Options are for those underneath. */
+	if (ip->ihl != 5)
 		return 0;
+	if (ip->frag_off & htons(0x1fff))
+		packet->part = LATER;
+	else if (ip->frag_off & htons(0x2000))
+		packet->part = FIRST;
+	packet->id = ip->id;
 	packet->tuple.source[0] = ip->saddr;
 	packet->tuple.destination[0] = ip->daddr;
 	packet->tuple.protocol = ip->protocol;
@@ -90,7 +148,7 @@ INLINE int read_packet4(void *data, void *end, struct packet *packet)
 	packet->hops = ip->ttl;
 	packet->transport = ETH_HLEN + sizeof(*ip);
 	packet->length = htons(ip->tot_len) - sizeof(*ip);
-	return read_ports(data, end, packet);
+	return read_part(data, end, packet);
 }
 
 INLINE int read_packet6(void *data, void *end, struct packet *packet)
@@ -106,13 +164,23 @@ INLINE int read_packet6(void *data, void *end, struct packet *packet)
 	packet->hops = ip->hop_limit;
 	packet->transport = ETH_HLEN + sizeof(*ip);
 	packet->length = htons(ip->payload_len);
-	return read_ports(data, end, packet);
+	if (ip->nexthdr == IPPROTO_FRAGMENT) {
+		struct part_header *part = (void *)(ip + 1);
+
+		if ((void *)(part + 1) > end)
+			return 0;
+		packet->tuple.protocol = part->protocol;
+		packet->part = part->offset & htons(0xfff8) ? LATER : FIRST;
+		packet->id = part->id;
+		packet->transport += sizeof(*part);
+	}
+	return read_part(data, end, packet);
 }
 
 /* Whether it is of a kind that is carried at all. */
 INLINE int read_packet(struct __sk_buff *skb, struct packet *packet)
 {
-	__u32 headers = ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct tcphdr);
+	__u32 headers = ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct part_header) + sizeof(struct tcphdr);
 	void *data, *end;
 
 	if (skb->protocol != htons(ETH_P_IP) && skb->protocol != htons(ETH_P_IPV6))
@@ -167,15 +235,14 @@ INLINE int write_packet(struct __sk_buff *skb, const struct packet *packet, cons
 	void *data, *end;
 	__be16 *ports;
 
-	if (!write_checksums(skb, packet, to, addresses))
+	if (packet->part != LATER && !write_checksums(skb, packet, to, addresses))
 		return 0;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
 	if (packet->tuple.family == 4) {
 		struct iphdr *ip = data + ETH_HLEN;
 
-		ports = (void *)(ip + 1);
-		if ((void *)(ports + 2) > end)
+		if ((void *)(ip + 1) > end)
 			return 0;
 		ip->saddr = to->source[0];
 		ip->daddr = to->destination[0];
@@ -186,13 +253,17 @@ INLINE int write_packet(struct __sk_buff *skb, const struct packet *packet, cons
 	} else {
 		struct ipv6hdr *ip = data + ETH_HLEN;
 
-		ports = (void *)(ip + 1);
-		if ((void *)(ports + 2) > end)
+		if ((void *)(ip + 1) > end)
 			return 0;
 		__builtin_memcpy(&ip->saddr, to->source, 16);
 		__builtin_memcpy(&ip->daddr, to->destination, 16);
 		ip->hop_limit--;
 	}
+	if (packet->part == LATER)
+		return 1;
+	ports = data + (packet->transport & 0x7f);
+	if ((void *)(ports + 2) > end)
+		return 0;
 	ports[0] = to->source_port;
 	ports[1] = to->destination_port;
 	return 1;

@@ -225,3 +225,19 @@ fn a_port_is_free_again_when_its_connection_is_closed() {
         assert!(free);
     }
 }
+
+#[test]
+fn datagrams_in_parts_come_whole() {
+    let mut lab = Lab::new("parts");
+    for family in FAMILIES {
+        let frontend = at(family.node, NODE_PORT);
+        for (pod, name) in [(family.pod, "pod"), (family.far, "far")] {
+            lab.serve(frontend, &[at(pod, PORT)], true);
+            let flow = lab.udp("client", frontend);
+            for bytes in [10, 4000, 10, 20_000] {
+                let answer = flow.ask_with(&vec![b'?'; bytes], ANSWER);
+                assert_eq!(answer, Some((name.to_owned(), ip(family.node))), "{bytes} to {pod}");
+            }
+        }
+    }
+}
