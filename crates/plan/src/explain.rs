@@ -8,6 +8,7 @@ mod change;
 mod endpoints;
 mod exposed;
 mod files;
+mod hostport;
 pub mod kernel;
 mod miss;
 mod name;

@@ -1,4 +1,4 @@
-//! `rhumb exposed`: every address and port that answers from outside, on which nodes, by which Service, and to whom.
+//! `rhumb exposed`: every address and port that answers from outside, on which nodes, by which Service or host port, and to whom.
 
 use std::path::PathBuf;
 
@@ -39,9 +39,9 @@ pub(crate) fn run(args: &Exposed) -> Result<()> {
     let found = exposed(&cluster);
     match args.output {
         Output::Json => say(serde_json::to_string_pretty(&found)?),
-        Output::Text if found.is_empty() => say("no Service answers from outside"),
+        Output::Text if found.is_empty() => say("nothing answers from outside"),
         Output::Text => {
-            let head = ["ADDRESS", "PORT", "BY", "SERVICE", "NODES", "SOURCES"];
+            let head = ["ADDRESS", "PORT", "BY", "OF", "NODES", "SOURCES"];
             table(&head, &found.iter().map(row).collect::<Vec<_>>());
         }
     }
@@ -63,15 +63,24 @@ fn row(one: &Exposure) -> [String; 6] {
         one.address.clone().unwrap_or_else(|| LATER.to_owned()),
         format!("{port}/{}", one.protocol),
         one.by.to_owned(),
-        format!("{}:{}", one.service, one.service_port),
+        format!("{}:{}", owner(one), one.service_port),
         nodes,
         sources,
     ]
 }
 
+/// The Service, or the pod of a host port.
+fn owner(one: &Exposure) -> String {
+    match (&one.service, &one.pod) {
+        (None, Some(pod)) => format!("pod {pod}"),
+        (service, _) => service.clone().unwrap_or_default(),
+    }
+}
+
 /// One line for a list.
 pub(crate) fn line(one: &Exposure) -> String {
-    let [address, port, by, service, _, sources] = row(one);
+    let [address, port, by, owner, _, sources] = row(one);
+    let owner = if one.pod.is_some() { owner } else { format!("Service {owner}") };
     let who = if one.sources.is_empty() { "everybody" } else { &sources };
-    format!("{address} port {port}, {by} of Service {service}, open to {who}")
+    format!("{address} port {port}, {by} of {owner}, open to {who}")
 }

@@ -43,6 +43,14 @@ spec:
   containers: [{name: web, image: 'mycompany/web-app:latest'}]
 ---
 apiVersion: v1
+kind: Pod
+metadata: {name: edge, labels: {app: edge}}
+spec:
+  terminationGracePeriodSeconds: 0
+  nodeName: n2
+  containers: [{name: web, image: 'mycompany/web-app:latest', ports: [{containerPort: 8080, hostPort: 8088}]}]
+---
+apiVersion: v1
 kind: Service
 metadata: {name: well}
 spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: http, nodePort: 30007}]}
@@ -142,6 +150,16 @@ fn outside(lab: &Lab) -> Result<()> {
     })?;
     let (code, said) = explain(lab, &["--from", "outside", "node/n2:30007"])?;
     ensure!(code == 0 && said.contains("node port 30007 of Service default/well"), "{said}");
+    let url = format!("http://{address}:8088/");
+    lab.eventually("the host port answers", || {
+        lab.within("client", &["curl", "-sf", "-m", "2", &url])?;
+        let (code, said) = explain(lab, &["--from", "outside", "node/n2:8088"])?;
+        ensure!(code == 0 && said.contains("host port 8088 of pod default/edge"), "{said}");
+        ensure!(said.contains("pod default/edge listens"), "{said}");
+        Ok(())
+    })?;
+    let open = lab.rhumb(&["exposed"])?;
+    ensure!(open.contains("HostPort") && open.contains("pod default/edge:8080"), "{open}");
     let inside = lab.value("svc/well", "{.spec.clusterIP}")?;
     let (code, said) = explain(lab, &["outside", &format!("{inside}:80")])?;
     ensure!(code == 1 && said.contains("nobody routes it"), "{said}");

@@ -68,8 +68,8 @@ pub fn difference(before: &Cluster, after: &Cluster) -> Difference {
     flows(before, after, &mut found);
     let (old, new) = (exposed(before), exposed(after));
     let same = |a: &Exposure, b: &Exposure| {
-        (&a.address, a.port, a.protocol, &a.service, a.service_port, &a.sources)
-            == (&b.address, b.port, b.protocol, &b.service, b.service_port, &b.sources)
+        (&a.address, a.port, a.protocol, &a.service, &a.pod, a.service_port, &a.sources)
+            == (&b.address, b.port, b.protocol, &b.service, &b.pod, b.service_port, &b.sources)
     };
     let lacks = |list: &[Exposure], one: &Exposure| !list.iter().any(|other| same(one, other));
     found.exposed = new.iter().filter(|one| lacks(&old, one)).cloned().collect();

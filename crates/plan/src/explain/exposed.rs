@@ -1,14 +1,16 @@
-//! Which addresses and ports answer from outside, on which nodes, by which Service, and to whom.
+//! Which addresses and ports answer from outside, on which nodes, by which Service or host port, and to whom.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use api::Kind;
-use api::core::Service;
+use api::core::{Pod, Service};
+use api::{Kind, Name};
 use serde::Serialize;
 
 use super::Cluster;
 use crate::loadbalancer::{View, announcer, is_ours};
+use crate::podnet::hostports::HostPort;
+use crate::podnet::internal_addresses;
 use crate::service::{
     Action, Frontend, FrontendKind, Protocol, ServiceView, Surroundings, is_proxied, view,
 };
@@ -23,11 +25,14 @@ pub struct Exposure {
     pub port: Option<u16>,
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: &'static str,
-    /// `NodePort`, `LoadBalancer`, `ExternalIP` or `HealthCheckNodePort`.
+    /// `NodePort`, `LoadBalancer`, `ExternalIP`, `HealthCheckNodePort` or `HostPort`.
     pub by: &'static str,
-    /// Namespace and name of the Service.
-    pub service: String,
-    /// The Service's own port.
+    /// Namespace and name of the Service; `None` for a host port.
+    pub service: Option<String>,
+    /// Namespace and name of the pod with the host port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The port of the Service, or of the pod.
     pub service_port: u16,
     /// Nodes where a packet to it reaches an endpoint.
     pub nodes: Vec<String>,
@@ -85,7 +90,50 @@ pub fn exposed(cluster: &Cluster) -> Vec<Exposure> {
         }
         add_unallocated(&mut found, service);
     }
+    for node in cluster.nodes.keys().map(|name| &*name.name) {
+        for (port, pod) in cluster.host_ports(node) {
+            add_host_port(cluster, &mut found, node, &port, pod);
+        }
+    }
     found.into_values().collect()
+}
+
+/// Of all addresses, the ones that the node says others reach it by.
+fn add_host_port(cluster: &Cluster, found: &mut Found, node: &str, port: &HostPort, pod: &Pod) {
+    let object = cluster.nodes.get(&Name::cluster(node));
+    let own = object.map(|node| internal_addresses(node)).unwrap_or_default();
+    let own = own.into_iter().filter(IpAddr::is_ipv4);
+    let addresses: Vec<IpAddr> = match port.host_ip {
+        Some(address) => vec![address.into()],
+        None => own.collect(),
+    };
+    let mut known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter();
+    let protocol = known.find(|known| known.number() == port.protocol).map(Protocol::word);
+    let protocol = protocol.unwrap_or_default();
+    let name = pod.object_name().to_string();
+    for address in addresses.into_iter().filter(|address| !address.is_loopback()) {
+        let exposure = Exposure {
+            address: (!cluster.invented.contains(&address)).then(|| address.to_string()),
+            port: Some(port.host_port),
+            protocol,
+            by: "HostPort",
+            service: None,
+            pod: Some(name.clone()),
+            service_port: port.container_port,
+            nodes: vec![node.to_owned()],
+            announced_by: None,
+            sources: Vec::new(),
+            silent: None,
+        };
+        // A Service at the same port goes first.
+        let key = (sortable(address), port.host_port, protocol);
+        let is_taken = |(at, number, word, _): &(String, u16, &'static str, String)| {
+            (at, *number, *word) == (&key.0, key.1, key.2)
+        };
+        if !found.keys().any(is_taken) {
+            found.insert((key.0, key.1, key.2, name.clone()), exposure);
+        }
+    }
 }
 
 type Found = BTreeMap<(String, u16, &'static str, String), Exposure>;
@@ -109,7 +157,8 @@ fn add(cluster: &Cluster, found: &mut Found, service: &Service, node: &str, at: 
         port: Some(at.address.port()),
         protocol: at.protocol.word(),
         by: kind(at.kind),
-        service: name,
+        service: Some(name),
+        pod: None,
         service_port: at.identity.port(),
         nodes: Vec::new(),
         announced_by: announced(),
@@ -136,7 +185,8 @@ fn add_health(
         port: Some(port),
         protocol: Protocol::Tcp.word(),
         by: "HealthCheckNodePort",
-        service: name.clone(),
+        service: Some(name.clone()),
+        pod: None,
         service_port: port,
         nodes: vec![node.to_owned()],
         announced_by: None,
@@ -164,7 +214,8 @@ fn add_unallocated(found: &mut Found, service: &Service) {
                 port: None,
                 protocol,
                 by: kind(FrontendKind::NodePort),
-                service: name.clone(),
+                service: Some(name.clone()),
+                pod: None,
                 service_port: number,
                 nodes: Vec::new(),
                 announced_by: None,

@@ -109,7 +109,13 @@ impl Chain<'_> {
         (Sees::Silence, verdict.to_owned())
     }
 
-    fn say_address(&mut self, address: String, service: Option<String>, words: &str, passes: bool) {
+    pub(super) fn say_address(
+        &mut self,
+        address: String,
+        service: Option<String>,
+        words: &str,
+        passes: bool,
+    ) {
         self.steps.push(Step::Address { address, service, words: words.to_owned(), passes });
     }
 
@@ -170,7 +176,7 @@ impl Chain<'_> {
         }
     }
 
-    fn shown(&self, packet: &Packet) -> String {
+    pub(super) fn shown(&self, packet: &Packet) -> String {
         format!("{}/{}", self.cluster.socket(packet.destination), packet.protocol.word())
     }
 
@@ -240,7 +246,8 @@ impl Chain<'_> {
         if let Some(target) = self.cluster.node_at(address) {
             let target = target.name().to_owned();
             if target == node {
-                return Err(self.own_port(node, packet));
+                let led = self.host_port(node, packet).map(Ok);
+                return led.unwrap_or_else(|| Err(self.own_port(node, packet)));
             }
             let words = format!("{} is its address, so it decides", self.cluster.address(address));
             self.steps.push(Step::Entry { node: target.clone(), words });
@@ -351,7 +358,11 @@ impl Chain<'_> {
         self.steps.push(Step::Nat { destination, source });
     }
 
-    fn route<'e>(&mut self, node: &str, endpoints: impl IntoIterator<Item = &'e SocketAddr>) {
+    pub(super) fn route<'e>(
+        &mut self,
+        node: &str,
+        endpoints: impl IntoIterator<Item = &'e SocketAddr>,
+    ) {
         let hops = endpoints.into_iter().map(|endpoint| {
             let to = self.cluster.socket(*endpoint);
             let way = match self.node_of(endpoint.ip()) {
@@ -380,7 +391,7 @@ impl Chain<'_> {
     }
 
     /// Whether those who may get it listen, and what the client sees of that.
-    fn listening(
+    pub(super) fn listening(
         &mut self,
         endpoints: impl Iterator<Item = SocketAddr>,
         packet: &Packet,

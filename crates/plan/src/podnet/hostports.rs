@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use api::core::{ContainerPort, Pod};
 use ipnet::{IpNet, Ipv4Net};
 use net::nft::{
     Chain, ChainKind, CmpOp, Elements, Expr, Family, Field, Fields, Hook, HookPoint, MetaKey, Reg,
@@ -12,6 +13,9 @@ use net::nft::{
 };
 
 use super::ruleset::within;
+use crate::podfacts;
+use crate::pods::is_sidecar;
+use crate::service::Protocol;
 
 /// The table's name.
 pub const TABLE: &str = "rhumb_hostports";
@@ -42,6 +46,34 @@ pub struct HostPort {
     pub pod: Ipv4Addr,
     /// The port in the pod.
     pub container_port: u16,
+}
+
+/// The node's ports that lead to a pod, as its containers ask for them; none for a pod that has ended, has no IPv4 address
+/// yet, or lives in the node's own network.
+#[must_use]
+pub fn of_pod(pod: &Pod) -> Vec<HostPort> {
+    let Some(spec) = pod.spec.as_ref().filter(|spec| spec.host_network != Some(true)) else {
+        return Vec::new();
+    };
+    let address = podfacts::addresses(pod).find_map(|text| text.parse::<Ipv4Addr>().ok());
+    let Some(address) = address.filter(|_| !podfacts::is_terminal(pod)) else { return Vec::new() };
+    let sidecars = spec.init_containers.iter().flatten().filter(|init| is_sidecar(init));
+    let containers = spec.containers.iter().chain(sidecars);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(|port| host_port(port, address)).collect()
+}
+
+fn host_port(port: &ContainerPort, pod: Ipv4Addr) -> Option<HostPort> {
+    let host_port = u16::try_from(port.host_port?).ok().filter(|number| *number > 0)?;
+    let asked = port.host_ip.as_deref().and_then(|text| text.parse::<IpAddr>().ok());
+    let host_ip = match asked.filter(|address| !address.is_unspecified()) {
+        None => None,
+        Some(IpAddr::V4(address)) => Some(address),
+        Some(IpAddr::V6(_)) => return None,
+    };
+    let protocol = Protocol::of(port.protocol.as_deref())?.number();
+    let container_port = u16::try_from(port.container_port).ok()?;
+    Some(HostPort { protocol, host_ip, host_port, pod, container_port })
 }
 
 /// The table of these ports. Of two pods with the same port the first keeps it; the scheduler puts such pods on different
