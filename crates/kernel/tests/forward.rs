@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use kernel::bpf::Counter;
 
-use kernel::bpf::forward::{NodeFacts, Timeouts, detach_all};
+use kernel::bpf::forward::{Forward, NodeFacts, PLACES, Timeouts, detach_all};
 use kernel::tc::Tc;
 use lab::{FAMILIES, Lab, NODE_PORT, PORT, SILENCE, V4, V6, at, facts, tally};
+use testkit::machine::Machine;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -240,4 +241,24 @@ fn datagrams_in_parts_come_whole() {
             }
         }
     }
+}
+
+#[test]
+fn the_kernel_of_debian_12_takes_it_too() {
+    Machine::new().unwrap().run_test("it_loads_in_the_machine").unwrap();
+}
+
+#[test]
+#[ignore = "runs in the virtual machine"]
+fn it_loads_in_the_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let pins = folder.path().join("pins");
+    let mut forward = Forward::open(&pins).unwrap();
+    forward.tell(&NodeFacts { ports: Some(20_000..=29_999), ..facts() }).unwrap();
+    forward.put_table(1, &[0; PLACES]).unwrap();
+    assert_eq!(forward.tables().unwrap(), [1].into());
+    // What is loaded is taken over.
+    drop(forward);
+    assert_eq!(Forward::open(&pins).unwrap().tables().unwrap(), [1].into());
+    kernel::bpf::remove(&pins).unwrap();
 }
