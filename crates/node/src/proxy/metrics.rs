@@ -124,17 +124,16 @@ impl Default for Metrics {
             "Seconds from what triggered a change of endpoints until the kernel has it",
             metrics.programming.clone(),
         );
-        let ebpf = all.sub_registry_with_prefix("ebpf");
-        let [connections, datagrams, left] = metrics.ebpf.clone();
-        ebpf.register(
-            "connections",
-            "TCP connects led to an endpoint at their socket",
-            connections,
-        );
-        ebpf.register("datagrams", "Datagrams led to an endpoint at their socket", datagrams);
-        ebpf.register("left", "Connects and datagrams to Services left to the rules", left);
+        register_ebpf(&mut all, metrics.ebpf.clone());
         Self { registry: Arc::new(all), ..metrics }
     }
+}
+
+fn register_ebpf(all: &mut Registry, [connections, datagrams, left]: [Family<Labels, Counter>; 3]) {
+    let ebpf = all.sub_registry_with_prefix("ebpf");
+    ebpf.register("connections", "TCP connects led to an endpoint at their socket", connections);
+    ebpf.register("datagrams", "Datagrams led to an endpoint at their socket", datagrams);
+    ebpf.register("left", "Connects and datagrams to Services left to the rules", left);
 }
 
 impl Metrics {
