@@ -173,13 +173,14 @@ impl Ebpf {
         self.nftables.verify()?;
         let views = self.nftables.views();
         self.links.look(views.settings(), &views.node().addresses);
+        let is_torn = self.fast.as_mut().is_some_and(Fast::is_torn);
         match &mut self.fast {
             None if self.retry <= Instant::now() => self.start(),
             None => {}
-            Some(fast) if !fast.connect.is_whole() => {
+            Some(_) if is_torn => {
                 tracing::warn!(
                     component = "proxy",
-                    "somebody took eBPF programs away: they come back"
+                    "somebody took eBPF programs or tables away: they come back"
                 );
                 self.start();
             }
@@ -198,7 +199,7 @@ impl Ebpf {
 
     pub(super) fn distrust(&mut self) {
         if let Some(fast) = &mut self.fast {
-            fast.look_at = Instant::now();
+            (fast.attached_at, fast.look_at) = (Instant::now(), Instant::now());
             self.links.distrust();
         }
     }
@@ -256,6 +257,8 @@ struct Fast {
     /// Whether what the tables hold is known.
     known: bool,
     spare: Spare,
+    /// When to look whether the programs are attached.
+    attached_at: Instant,
     /// When to read the tables back.
     look_at: Instant,
 }
@@ -266,8 +269,8 @@ impl Fast {
         if let Some(own) = own {
             tables.put_namespace(own, Place::Node)?;
         }
-        let (spare, look_at) = (Spare::default(), Instant::now());
-        Ok(Self { connect, tables, known: false, spare, look_at })
+        let (spare, now) = (Spare::default(), Instant::now());
+        Ok(Self { connect, tables, known: false, spare, attached_at: now, look_at: now })
     }
 
     /// Makes the tables these, whatever they were.
@@ -310,6 +313,16 @@ impl Fast {
             self.tables.remove_member(&member)?;
         }
         Ok(())
+    }
+
+    /// Whether somebody took something away; looked at when it is time.
+    fn is_torn(&mut self) -> bool {
+        let now = Instant::now();
+        if self.attached_at > now {
+            return false;
+        }
+        self.attached_at = now + VERIFY_AFTER;
+        !self.connect.is_whole()
     }
 
     /// Looks whether somebody changed the tables, and repairs them.
