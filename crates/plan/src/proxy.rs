@@ -101,6 +101,9 @@ pub struct Settings {
     pub pod_cidrs: Vec<IpNet>,
     /// Whether `spec.externalIPs` count (off by default: CVE-2020-8554).
     pub external_ips: bool,
+    /// Whether mode `ebpf` also carries packets at the node's links (`--ebpf-links`). Off by default: errors on their way
+    /// (ICMP) do not find back to flows that are carried there, and such flows end with the mode.
+    pub ebpf_links: bool,
     /// Whether all clients of cluster addresses are masqueraded, pods too (`--masquerade-all`).
     pub masquerade_all: bool,
     /// Where node ports answer (`--nodeport-addresses`); empty means [`NodePortAddresses::Primary`].

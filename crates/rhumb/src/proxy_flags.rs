@@ -22,6 +22,9 @@ pub(crate) struct ProxyFlags {
     /// Carry traffic to spec.externalIPs, which whoever may write Services then takes from anybody (CVE-2020-8554)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) external_ips: Option<bool>,
+    /// In mode ebpf, carry packets of other hosts at the node's links, too; path MTU discovery does not work for them yet
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) ebpf_links: Option<bool>,
 }
 
 /// Checks one of the words of `--nodeport-addresses`.
@@ -37,6 +40,7 @@ impl ProxyFlags {
     pub(crate) fn change(&mut self, asked: &Self) {
         self.masquerade_all = asked.masquerade_all.or(self.masquerade_all);
         self.external_ips = asked.external_ips.or(self.external_ips);
+        self.ebpf_links = asked.ebpf_links.or(self.ebpf_links);
         if !asked.node_port_addresses.is_empty() {
             self.node_port_addresses.clone_from(&asked.node_port_addresses);
         }
@@ -49,7 +53,8 @@ impl ProxyFlags {
         let words = self.node_port_addresses.join(",");
         let addresses = (!words.is_empty()).then(|| format!("--nodeport-addresses={words}"));
         let external = is_set(self.external_ips).then(|| "--external-ips".to_owned());
-        [all, addresses, external].into_iter().flatten().collect()
+        let links = is_set(self.ebpf_links).then(|| "--ebpf-links".to_owned());
+        [all, addresses, external, links].into_iter().flatten().collect()
     }
 
     /// Settings of the proxy.
@@ -60,6 +65,7 @@ impl ProxyFlags {
             masquerade_all: self.masquerade_all.unwrap_or(false),
             node_port_addresses: words.collect(),
             external_ips: self.external_ips.unwrap_or(false),
+            ebpf_links: self.ebpf_links.unwrap_or(false),
             ..settings
         }
     }
@@ -78,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_proxies_are_told_what_up_was() {
-        let line = "--masquerade-all --nodeport-addresses=primary,10.0.0.0/8 --external-ips";
+        let line = "--masquerade-all --nodeport-addresses=primary,10.0.0.0/8 --external-ips --ebpf-links";
         let flags = Line::try_parse_from(["up"].into_iter().chain(line.split(' '))).unwrap().proxy;
         assert_eq!(flags.flags().join(" "), line);
         let settings = flags.settle(Settings::default());
@@ -92,6 +98,6 @@ mod tests {
         let mut known = flags;
         let line = ["up", "--masquerade-all=false", "--nodeport-addresses=primary"];
         known.change(&Line::try_parse_from(line).unwrap().proxy);
-        assert_eq!(known.flags(), ["--nodeport-addresses=primary", "--external-ips"]);
+        assert_eq!(known.flags(), ["--nodeport-addresses=primary", "--external-ips", "--ebpf-links"]);
     }
 }

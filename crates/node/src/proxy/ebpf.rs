@@ -55,6 +55,8 @@ enum Told {
 pub(super) struct Ebpf {
     nftables: Nftables,
     place: EbpfPlace,
+    /// Whether packets are carried at links, too.
+    at_links: bool,
     /// The node's network namespace.
     own: Option<u64>,
     namespaces: Option<Namespaces>,
@@ -72,6 +74,7 @@ impl Ebpf {
     pub(super) fn open(settings: Settings) -> Result<Self, SinkError> {
         let mut ebpf = Self {
             place: settings.ebpf.clone(),
+            at_links: settings.ebpf_links,
             nftables: Nftables::open(settings)?,
             own: bpf::netns_cookie().ok(),
             namespaces: None,
@@ -90,7 +93,11 @@ impl Ebpf {
         match Fast::open(&self.place, self.own) {
             Ok(fast) => {
                 self.fast = Some(fast);
-                self.links.start(&self.place.pins);
+                if self.at_links {
+                    self.links.start(&self.place.pins);
+                } else {
+                    self.links.stop();
+                }
                 tracing::info!(
                     component = "proxy",
                     "eBPF programs lead connections at their sockets"

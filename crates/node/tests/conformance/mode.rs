@@ -168,6 +168,7 @@ impl Mode for Ebpf {
             std::fs::create_dir(&place.group).unwrap();
             std::fs::write(place.group.join("cgroup.type"), "threaded").unwrap();
         }
+        let settings = Settings { ebpf_links: true, ..settings };
         start(place, Settings { mode: plan::proxy::Mode::Ebpf, ..settings }, health)
     }
 
