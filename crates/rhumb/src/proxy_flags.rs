@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn the_proxies_are_told_what_up_was() {
-        let line = "--masquerade-all --nodeport-addresses=primary,10.0.0.0/8 --external-ips --ebpf-links";
+        let line =
+            "--masquerade-all --nodeport-addresses=primary,10.0.0.0/8 --external-ips --ebpf-links";
         let flags = Line::try_parse_from(["up"].into_iter().chain(line.split(' '))).unwrap().proxy;
         assert_eq!(flags.flags().join(" "), line);
         let settings = flags.settle(Settings::default());
@@ -98,6 +99,9 @@ mod tests {
         let mut known = flags;
         let line = ["up", "--masquerade-all=false", "--nodeport-addresses=primary"];
         known.change(&Line::try_parse_from(line).unwrap().proxy);
-        assert_eq!(known.flags(), ["--nodeport-addresses=primary", "--external-ips", "--ebpf-links"]);
+        assert_eq!(
+            known.flags(),
+            ["--nodeport-addresses=primary", "--external-ips", "--ebpf-links"]
+        );
     }
 }
