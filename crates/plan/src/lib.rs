@@ -10,6 +10,7 @@ pub mod endpointslice;
 pub mod explain;
 pub mod gc;
 pub mod guard;
+pub mod liveness;
 pub mod loadbalancer;
 pub mod namespaces;
 pub mod nodes;

@@ -3,7 +3,7 @@
 //!
 //! The loops are the product's own decisions; what surrounds them (API, watches, kubelets, kernel, users) is modelled here.
 
-mod chance;
+pub(crate) mod chance;
 mod copies;
 mod faults;
 mod node;
