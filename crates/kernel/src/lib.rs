@@ -1,4 +1,4 @@
-//! Sinks to Linux: nftables, iptables, rtnetlink, namespaces, conntrack, raw TCP segments, ARP, eBPF.
+//! Sinks to Linux: nftables, iptables, rtnetlink, namespaces, conntrack, raw TCP segments, ARP, eBPF, echo requests.
 
 pub mod arp;
 pub mod bpf;
@@ -9,5 +9,6 @@ mod netfilter;
 pub mod netns;
 pub mod nftables;
 pub mod nudge;
+pub mod ping;
 pub mod sysctl;
 pub mod tc;
