@@ -12,13 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::{Reason, StatusError};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::{Value, json};
 
 use crate::auth::User;
 use crate::lookup::{
     CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, ENDPOINT_SLICES, ENDPOINTS, NAMESPACES, PRIORITY_CLASSES,
-    Row, SERVICE_CIDRS, SERVICES, STORAGE_CLASSES,
+    Row, SECRETS, SERVICE_CIDRS, SERVICES, STORAGE_CLASSES,
 };
 use crate::{Registry, WriteOptions};
 
@@ -28,6 +31,8 @@ const SYSTEM_NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "
 const KEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// Wait after a change, so that many changes are one look.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
+/// Bytes of the key by which nodes know each other.
+const LIVENESS_KEY_BYTES: usize = 32;
 /// Offset of the cluster DNS address within the service range, as kubeadm's.
 const DNS_OFFSET: u32 = 10;
 
@@ -69,6 +74,7 @@ pub(crate) async fn objects(registry: &Arc<Registry>) -> Result<(), StatusError>
         ensure(registry, PRIORITY_CLASSES, class).await?;
     }
     ensure(registry, STORAGE_CLASSES, storage_class()).await?;
+    ensure(registry, SECRETS, liveness_key()?).await?;
     if let Some(service) = dns_service(registry) {
         ensure(registry, SERVICES, service).await?;
     }
@@ -160,6 +166,18 @@ fn dns_service(registry: &Registry) -> Option<Value> {
             "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
             "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")],
         },
+    }))
+}
+
+/// The key by which nodes know each other when they watch each other. Whoever has it can make them leave a node alone.
+fn liveness_key() -> Result<Value, StatusError> {
+    let mut key = [0; LIVENESS_KEY_BYTES];
+    SystemRandom::new()
+        .fill(&mut key)
+        .map_err(|_| StatusError::internal("the system gives no random bytes"))?;
+    Ok(json!({
+        "metadata": {"namespace": "kube-system", "name": "rhumb-node-liveness"},
+        "type": "Opaque", "data": {"key": STANDARD.encode(key)},
     }))
 }
 

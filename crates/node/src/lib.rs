@@ -1,6 +1,7 @@
-//! Loops that touch this node: kubelet, proxy, pod network, load balancer speaker.
+//! Loops that touch this node: kubelet, proxy, pod network, load balancer speaker, liveness of other nodes.
 pub mod guard;
 pub mod kubelet;
+pub mod liveness;
 pub mod loadbalancer;
 pub mod podnet;
 pub mod portuse;

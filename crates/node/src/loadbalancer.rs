@@ -15,6 +15,8 @@ use kernel::{arp, sysctl};
 use plan::loadbalancer::{View, announced_by};
 use tokio_util::sync::CancellationToken;
 
+use crate::liveness::Silence;
+
 struct Speaker {
     node: String,
     link: String,
@@ -70,6 +72,8 @@ pub struct Sources {
     pub slices: Reflector<EndpointSlice>,
     /// All nodes.
     pub nodes: Reflector<Node>,
+    /// Those that have fallen silent.
+    pub silence: Silence,
 }
 
 /// Starts to announce at `link`, the node's link to the outside.
@@ -94,10 +98,13 @@ pub fn spawn(
         .on(&sources.services, move |_, dirty| all(dirty))
         .on(&sources.slices, move |_, dirty| all(dirty))
         .on(&sources.nodes, move |_, dirty| all(dirty));
+    let (silence, poke) = (sources.silence, inputs.poke());
+    silence.listen(move || poke(()));
     let snapshot = move || View {
         services: sources.services.view().objects.clone(),
         slices: sources.slices.view().objects.clone(),
         nodes: sources.nodes.view().objects.clone(),
+        silent: silence.now(),
     };
     tokio::spawn(client::run(
         component,

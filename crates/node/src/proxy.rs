@@ -33,6 +33,7 @@ use parking_lot::Mutex;
 use plan::proxy::{Dirty, Settings, Snapshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::liveness::Silence;
 use backend::Backend;
 use leave::Others;
 use progress::Progress;
@@ -66,6 +67,8 @@ pub struct Config {
     pub applied: Applied,
     /// Whose the network namespaces on this node are.
     pub namespaces: Namespaces,
+    /// Nodes to which no new connections go.
+    pub silence: Silence,
 }
 
 impl Config {
@@ -76,7 +79,8 @@ impl Config {
         let metrics = SocketAddr::from(([127, 0, 0, 1], METRICS_PORT));
         let (conntrack, applied) = (ConntrackLimits::default(), Applied::default());
         let namespaces = tokio::sync::watch::Sender::default().subscribe();
-        Self { settings, health, metrics, conntrack, applied, namespaces }
+        let silence = Silence::default();
+        Self { settings, health, metrics, conntrack, applied, namespaces, silence }
     }
 }
 
@@ -191,7 +195,7 @@ pub async fn run(
     proxy.follow(config.namespaces.clone());
     let progress = Progress::new();
     proxy.progress = progress.clone();
-    health.serve_metrics(config.metrics, progress.metrics.clone());
+    health.serve_metrics(config.metrics, progress.metrics.clone(), config.silence.clone());
     let Sources { services, slices } = sources;
     let only = format!("metadata.name={}", config.settings.node);
     let node: Reflector<Node> =
@@ -224,6 +228,8 @@ pub async fn run(
     let poke = inputs.poke();
     ranges.listen(move |_| poke(()));
     ebpf::listen(config.namespaces, inputs.poke(), shutdown.clone());
+    let (silence, poke) = (config.silence, inputs.poke());
+    silence.listen(move || poke(()));
     let told = config.settings.service_cidrs;
     let snapshot = move || {
         health.syncing();
@@ -235,6 +241,7 @@ pub async fn run(
             services: services.view().objects.clone(),
             slices: slices.view().objects.clone(),
             node,
+            silent: silence.now(),
             service_cidrs: service_cidrs(&told, &ranges.view().objects),
             addresses: if asks_addresses { addresses() } else { BTreeSet::new() },
             dirty,

@@ -39,6 +39,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubelet::{KubeletHandle, LookupError};
+use crate::liveness::Silence;
 use callers::Caller;
 use client::Applied;
 use logs::{LogOptions, OptionsError};
@@ -71,6 +72,8 @@ pub struct Options {
     pub settings: Settings,
     /// How far this node's proxy and DNS are with the EndpointSlices.
     pub applied: Vec<Applied>,
+    /// Nodes that this one leaves alone.
+    pub silence: Silence,
     /// Requires and verifies a client certificate.
     pub tls: Arc<rustls::ServerConfig>,
 }
@@ -95,6 +98,7 @@ struct Shared {
     runtime: Runtime,
     settings: Settings,
     applied: Vec<Applied>,
+    silence: Silence,
     shutdown: CancellationToken,
 }
 
@@ -107,9 +111,9 @@ pub async fn start(options: Options, shutdown: CancellationToken) -> Result<(), 
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| StreamError::Listen { address, source })?;
-    let Options { handle, runtime, settings, applied, tls, .. } = options;
-    let shared =
-        Arc::new(Shared { handle, runtime, settings, applied, shutdown: shutdown.clone() });
+    let Options { handle, runtime, settings, applied, silence, tls, .. } = options;
+    let stop = shutdown.clone();
+    let shared = Arc::new(Shared { handle, runtime, settings, applied, silence, shutdown: stop });
     tokio::spawn(async move {
         let tls = TlsAcceptor::from(tls);
         tokio::select! {

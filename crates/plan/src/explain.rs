@@ -78,6 +78,9 @@ pub struct Told {
     pub settings: Settings,
     /// The addresses that the node has.
     pub addresses: BTreeSet<IpAddr>,
+    /// Nodes that it leaves alone because they have fallen silent.
+    #[serde(default)]
+    pub silent: BTreeSet<String>,
 }
 
 impl Cluster {
@@ -103,7 +106,13 @@ impl Cluster {
     /// The node as its proxy sees it.
     pub(crate) fn node_view(&self, node: &str) -> NodeView {
         let object = self.nodes.get(&Name::cluster(node)).map(AsRef::as_ref);
-        self.settings(node).node_view(object, &self.addresses(node))
+        let view = self.settings(node).node_view(object, &self.addresses(node));
+        NodeView { silent: Arc::new(self.silent(node)), ..view }
+    }
+
+    /// The nodes that a node says it leaves alone.
+    fn silent(&self, node: &str) -> BTreeSet<String> {
+        self.told.get(node).map(|told| told.silent.clone()).unwrap_or_default()
     }
 
     /// The addresses that a node says it has.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
@@ -150,6 +151,8 @@ pub struct View {
     pub slices: Objects<EndpointSlice>,
     /// All nodes.
     pub nodes: Objects<Node>,
+    /// Those that have fallen silent.
+    pub silent: Arc<BTreeSet<String>>,
 }
 
 /// The addresses that the node `me` answers for, each by exactly one node.
@@ -163,7 +166,8 @@ pub fn announced_by(view: &View, me: &str) -> BTreeSet<IpAddr> {
     mine.map(|(_, address)| address).collect()
 }
 
-/// The node that answers for an address of a Service: rendezvous hashing over the nodes that may.
+/// The node that answers for an address of a Service: rendezvous hashing over the nodes that may, and over silent ones only
+/// when there are no others.
 #[must_use]
 pub fn announcer(view: &View, service: &Service, address: IpAddr) -> Option<String> {
     let local = service.spec.as_ref().and_then(|spec| spec.external_traffic_policy.as_deref())
@@ -171,12 +175,12 @@ pub fn announcer(view: &View, service: &Service, address: IpAddr) -> Option<Stri
     let with_endpoint = if local { local_nodes(view, service) } else { BTreeSet::new() };
     let able = view.nodes.values().filter(|node| is_ready(node) && !is_excluded(node));
     let able = able.filter(|node| !local || with_endpoint.contains(node.name()));
-    able.max_by_key(|node| (weight(node.name(), address), node.name().to_owned()))
-        .map(|node| node.name().to_owned())
+    let choice = |node: &str| (!view.silent.contains(node), weight(node, address), node.to_owned());
+    able.max_by_key(|node| choice(node.name())).map(|node| node.name().to_owned())
 }
 
 fn local_nodes<'a>(view: &'a View, service: &Service) -> BTreeSet<&'a str> {
-    let of_service = |slice: &&std::sync::Arc<EndpointSlice>| {
+    let of_service = |slice: &&Arc<EndpointSlice>| {
         let label = slice
             .meta()
             .labels
@@ -223,7 +227,6 @@ fn weight(node: &str, address: IpAddr) -> u64 {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
-    use std::sync::Arc;
 
     const POOL: Pool =
         Pool { first: Ipv4Addr::new(198, 18, 0, 200), last: Ipv4Addr::new(198, 18, 0, 201) };
@@ -297,11 +300,18 @@ mod tests {
         ]);
         let nodes =
             Objects::from_iter([node("n1", "True"), node("n2", "True"), node("n3", "False")]);
-        let view = View { services, slices: Objects::new(), nodes };
+        let silent = Arc::default();
+        let mut view = View { services, slices: Objects::new(), nodes, silent };
         let (one, two) = (announced_by(&view, "n1"), announced_by(&view, "n2"));
         assert!(one.is_disjoint(&two));
         assert_eq!(one.len() + two.len(), 2);
         assert!(announced_by(&view, "n3").is_empty());
+        // The other one takes over before the API knows.
+        view.silent = Arc::new(["n1".to_owned()].into());
+        assert!(announced_by(&view, "n1").is_empty());
+        assert_eq!(announced_by(&view, "n2").len(), 2);
+        view.silent = Arc::new(["n1".to_owned(), "n2".to_owned()].into());
+        assert_eq!(announced_by(&view, "n1"), one, "better a chance than none");
     }
 
     #[test]
@@ -320,7 +330,8 @@ mod tests {
             Name::new("default", "a-1"),
             Arc::new(serde_json::from_value(slice).unwrap()),
         )]);
-        let view = View { services, slices, nodes };
+        let silent = Arc::default();
+        let view = View { services, slices, nodes, silent };
         assert!(announced_by(&view, "n1").is_empty());
         assert_eq!(announced_by(&view, "n2").len(), 1);
     }

@@ -6,6 +6,7 @@ mod endpoints;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::core::{Node, Service, ServicePort, ServiceSpec};
@@ -81,9 +82,17 @@ pub struct NodeView {
     pub zone: Option<String>,
     /// The primary address of each family: NodePorts answer there.
     pub addresses: Vec<IpAddr>,
+    /// Other nodes that have fallen silent: new connections do not go there. See [`crate::liveness`].
+    pub silent: Arc<BTreeSet<String>>,
 }
 
 impl NodeView {
+    /// Whether an endpoint's node has fallen silent. This node never has, as far as it knows.
+    #[must_use]
+    pub fn misses(&self, node: Option<&str>) -> bool {
+        node.is_some_and(|node| node != self.name && self.silent.contains(node))
+    }
+
     /// Reads the Node object; without one, only the name is known.
     #[must_use]
     pub fn of(name: &str, node: Option<&Node>) -> Self {
@@ -97,7 +106,7 @@ impl NodeView {
                 addresses.push(address);
             }
         }
-        Self { name: name.to_owned(), zone, addresses }
+        Self { name: name.to_owned(), zone, addresses, ..Self::default() }
     }
 }
 
@@ -304,7 +313,7 @@ impl<'a> Reached<'a> {
         sources: Option<&Vec<IpNet>>,
     ) {
         let ipv4 = self.identity.is_ipv4();
-        let endpoints = endpoints_of(slices, self.name, self.protocol, ipv4, &around.node.name);
+        let endpoints = endpoints_of(slices, self.name, self.protocol, ipv4, around.node);
         let categories = categorize(&endpoints, around.node);
         let local = endpoints.iter().filter(|endpoint| endpoint.is_local);
         view.local_endpoints.extend(local.map(|endpoint| endpoint.address.ip()));
@@ -465,7 +474,7 @@ fn health(
         for port in spec.ports.iter().flatten() {
             let Some(reached) = Reached::of(service, spec, port, cluster_ip) else { continue };
             let ipv4 = cluster_ip.is_ipv4();
-            let endpoints = endpoints_of(slices, reached.name, reached.protocol, ipv4, &node.name);
+            let endpoints = endpoints_of(slices, reached.name, reached.protocol, ipv4, node);
             let ready = endpoints.iter().filter(|endpoint| endpoint.is_local && endpoint.ready);
             local.extend(ready.map(|endpoint| endpoint.address.ip()));
         }

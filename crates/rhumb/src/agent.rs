@@ -14,7 +14,8 @@ use ipnet::{IpNet, Ipv4Net};
 use kernel::link::Netlink;
 use node::guard::Guard;
 use node::kubelet::{self, KubeletHandle};
-use node::{loadbalancer, podnet, portuse, proxy};
+use node::liveness::Silence;
+use node::{liveness, loadbalancer, podnet, portuse, proxy};
 use plan::proxy::{EbpfPlace, Settings};
 use runtime::{ImageStore, Runtime};
 use tokio::sync::watch;
@@ -108,9 +109,11 @@ async fn serve(args: Agent) -> Result<()> {
     let of_dns = (dns_ip, applied.dns.clone());
     let _dns = start_dns(&args, &client, &sources, of_dns, &shutdown).await?;
     let settings = proxy_settings(&args, &name);
+    let silence = start_watch(&args, &client, &sources, (&name, ip), &shutdown);
     let config = proxy::Config {
         applied: applied.proxy.clone(),
         namespaces: network.namespaces(),
+        silence: silence.clone(),
         ..proxy::Config::new(settings.clone())
     };
     start_proxy(&client, &sources, config, &shutdown);
@@ -118,12 +121,13 @@ async fn serve(args: Agent) -> Result<()> {
         services: sources.services.clone(),
         slices: sources.slices.clone(),
         nodes: sources.nodes.clone(),
+        silence: silence.clone(),
     };
     loadbalancer::spawn(&client, speaker, &name, &args.link, shutdown.clone())?;
 
     let handle = KubeletHandle::new();
     let runtime = open_runtime(&args, &name).await?;
-    start_streams(&args, &handle, &runtime, (settings, applied.all()), &shutdown).await?;
+    start_streams(&args, &handle, &runtime, (settings, applied.all(), silence), &shutdown).await?;
     let of_guard = node::guard::Sources {
         services: sources.services.clone(),
         slices: sources.slices.clone(),
@@ -196,7 +200,7 @@ async fn start_streams(
     args: &Agent,
     handle: &KubeletHandle,
     runtime: &Runtime,
-    (settings, applied): (Settings, Vec<Applied>),
+    (settings, applied, silence): (Settings, Vec<Applied>, Silence),
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let Some(tls) = crate::tls::kubelet(args)? else {
@@ -208,7 +212,8 @@ async fn start_streams(
     };
     let address = SocketAddr::from(([0, 0, 0, 0], kubelet::PORT));
     let (handle, runtime) = (handle.clone(), runtime.clone());
-    let options = node::stream::Options { address, handle, runtime, settings, applied, tls };
+    let options =
+        node::stream::Options { address, handle, runtime, settings, applied, silence, tls };
     Ok(node::stream::start(options, shutdown.clone()).await?)
 }
 
@@ -297,6 +302,22 @@ fn start_proxy(
             tracing::error!(component = "kube-proxy", error, "the proxy cannot start");
         }
     });
+}
+
+/// Watches the other nodes, and lets them watch this one; tells which of them are silent.
+fn start_watch(
+    args: &Agent,
+    client: &Client,
+    sources: &Sources,
+    (name, address): (&str, IpAddr),
+    shutdown: &CancellationToken,
+) -> Silence {
+    let silence = Silence::default();
+    let Some(port) = args.watch.port() else { return silence };
+    let config = liveness::Config { node: name.to_owned(), address, port };
+    let (client, nodes) = (client.component("node-liveness"), sources.nodes.clone());
+    tokio::spawn(liveness::run(client, nodes, config, silence.clone(), shutdown.clone()));
+    silence
 }
 
 fn kubelet_options(

@@ -11,6 +11,7 @@ use crate::carry::Carry;
 use crate::cluster::{DATA, PortRange};
 use crate::proxy_flags::ProxyFlags;
 use crate::shape::Shape;
+use crate::watch_flags::WatchFlags;
 use crate::{agent, down, images, kubeconfig, nodes, server, status, supervise, up};
 
 /// Kubernetes Services, whole, in one binary.
@@ -87,6 +88,8 @@ pub(crate) struct Up {
     pub(crate) resolv_conf: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) proxy: ProxyFlags,
+    #[command(flatten)]
+    pub(crate) watch: WatchFlags,
 }
 
 /// `rhumb down`.
@@ -199,6 +202,8 @@ pub(crate) struct Agent {
     pub(crate) resolv_conf: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) proxy: ProxyFlags,
+    #[command(flatten)]
+    pub(crate) watch: WatchFlags,
 }
 
 /// `rhumb server`.

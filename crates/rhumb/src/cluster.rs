@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::carry::Carry;
 use crate::proxy_flags::ProxyFlags;
+use crate::watch_flags::WatchFlags;
 
 /// Below this folder every cluster keeps its data, unless `--data-dir` says otherwise.
 pub(crate) const DATA: &str = "/var/lib/rhumb";
@@ -70,6 +71,9 @@ pub(crate) struct Cluster {
     /// What the proxies are told.
     #[serde(default)]
     pub(crate) proxy: ProxyFlags,
+    /// How nodes watch each other.
+    #[serde(default)]
+    pub(crate) watch: WatchFlags,
 }
 
 /// An inclusive range of ports, `30000-32767`.
@@ -306,6 +310,7 @@ mod tests {
             egress: None,
             carry: Carry::default(),
             proxy: ProxyFlags::default(),
+            watch: WatchFlags::default(),
         }
     }
 

@@ -24,6 +24,7 @@ mod supervise;
 mod telemetry;
 mod tls;
 mod up;
+mod watch_flags;
 
 use std::process::ExitCode;
 

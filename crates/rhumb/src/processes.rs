@@ -151,7 +151,7 @@ pub(crate) fn agent_command(cluster: &Cluster, node: &LabNode) -> Result<Command
         .args(["--pod-cidr", &cluster.pod_cidr.to_string()])
         .args(["--service-cidr", &cluster.service_cidr.to_string()])
         .args(["--dns-domain", &cluster.dns_domain]);
-    command.args(cluster.carry.flags()).args(cluster.proxy.flags());
+    command.args(cluster.carry.flags()).args(cluster.proxy.flags()).args(cluster.watch.flags());
     for mirror in &cluster.registry_mirrors {
         command.args(["--registry-mirror", mirror]);
     }

@@ -125,6 +125,7 @@ fn changed(known: &Cluster, args: &Up) -> Result<Cluster> {
     cluster.carry.change(args.carry);
     cluster.carry.check()?;
     cluster.proxy.change(&args.proxy);
+    cluster.watch.change(args.watch);
     if !args.registry_mirror.is_empty() {
         cluster.registry_mirrors.clone_from(&args.registry_mirror);
     }
@@ -206,6 +207,7 @@ fn plan(args: &Up, routed: &[Ipv4Net], others: &[Cluster]) -> Result<Cluster> {
         egress: None,
         carry: args.carry,
         proxy: args.proxy.clone(),
+        watch: args.watch,
     };
     for _ in 0..nodes {
         cluster.add_node(None)?;

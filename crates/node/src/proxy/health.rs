@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::metrics::Metrics;
+use crate::liveness::Silence;
 use api::core::{Node, ObjectReference};
 use api::{Kind, Name};
 use bytes::Bytes;
@@ -47,7 +48,7 @@ struct State {
     recorder: Option<Recorder>,
     node: Option<String>,
     /// What answers `/metrics`, and where.
-    metrics: Option<(u16, Metrics)>,
+    metrics: Option<(u16, Metrics, Silence)>,
     mode: Mode,
 }
 
@@ -94,8 +95,8 @@ impl Health {
     }
 
     /// Answers `/metrics` and `/proxyMode` at `address`, too.
-    pub(super) fn serve_metrics(&self, address: SocketAddr, metrics: Metrics) {
-        self.state.lock().metrics = Some((address.port(), metrics));
+    pub(super) fn serve_metrics(&self, address: SocketAddr, metrics: Metrics, silence: Silence) {
+        self.state.lock().metrics = Some((address.port(), metrics, silence));
         tokio::spawn(self.clone().listen(address, self.shutdown.clone()));
     }
 
@@ -240,10 +241,11 @@ impl Health {
             response.headers_mut().insert("x-load-balancing-endpoint-weight", weight);
             return response;
         }
-        if let Some((_, metrics)) = state.metrics.as_ref().filter(|(own, _)| *own == port) {
+        let own = state.metrics.as_ref().filter(|(own, ..)| *own == port);
+        if let Some((_, metrics, silence)) = own {
             return match path {
                 "/metrics" => text(
-                    metrics.render(),
+                    silence.metrics() + &metrics.render(),
                     "application/openmetrics-text; version=1.0.0; charset=utf-8",
                 ),
                 "/proxyMode" => text(state.mode.word().to_owned(), "text/plain; charset=utf-8"),

@@ -31,7 +31,8 @@ pub(super) fn respond(shared: &Shared, path: &str, query: &Query) -> Response<Bo
     let handle = &shared.handle;
     match path.strip_prefix(ROOT) {
         Some("settings") => {
-            json(&Told { settings: shared.settings.clone(), addresses: crate::proxy::addresses() })
+            let (settings, silent) = (shared.settings.clone(), (*shared.silence.now()).clone());
+            json(&Told { settings, addresses: crate::proxy::addresses(), silent })
         }
         Some("proxy") => proxy(shared.settings.mode, query),
         Some("listeners") => listeners(handle, query),

@@ -399,6 +399,7 @@ async fn what_is_not_there_is_refused_in_upstreams_words() {
         runtime,
         settings: Settings::default(),
         applied: Vec::new(),
+        silence: Default::default(),
         shutdown,
     });
     for (request, status, text) in [

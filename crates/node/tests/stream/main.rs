@@ -88,6 +88,7 @@ impl Client {
             runtime: world.runtime().clone(),
             settings: plan::proxy::Settings::default(),
             applied: Vec::new(),
+            silence: node::liveness::Silence::default(),
             tls: Arc::new(server),
         };
         node::stream::start(options, shutdown).await.unwrap();

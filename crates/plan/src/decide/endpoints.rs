@@ -20,6 +20,8 @@ pub struct Candidate {
     pub draining: bool,
     /// Runs on this node.
     pub is_local: bool,
+    /// Runs on a node that has fallen silent.
+    pub is_silent: bool,
     /// Of the packet's family.
     pub fits: bool,
     /// Nodes that it is meant for.
@@ -45,6 +47,8 @@ pub enum LeftOut {
     Terminating,
     /// The traffic policy is Local, and it is on another node.
     NotLocal,
+    /// On a node that has fallen silent, while others are not.
+    Silent,
     /// Ready, and hinted to other zones.
     OtherZone,
     /// Ready, and hinted to other nodes.
@@ -60,6 +64,7 @@ impl LeftOut {
             Self::NotReady => "it is not ready",
             Self::Terminating => "it is terminating, and others are ready",
             Self::NotLocal => "it is on another node, and the traffic policy is Local",
+            Self::Silent => "its node is silent",
             Self::OtherZone => "it is hinted to other zones, and this zone has its own",
             Self::OtherNode => "it is hinted to other nodes, and this node has its own",
         }
@@ -114,6 +119,7 @@ pub fn candidates(
                 ready,
                 draining: !ready && serving && terminating,
                 is_local: endpoint.node_name.as_deref() == Some(&node.name),
+                is_silent: node.misses(endpoint.node_name.as_deref()),
                 fits: address.is_ipv4() == target.address.is_ipv4(),
                 for_nodes: hints.for_nodes.into_iter().flatten().map(|hint| hint.name).collect(),
                 for_zones: hints.for_zones.into_iter().flatten().map(|hint| hint.name).collect(),
@@ -177,6 +183,7 @@ pub(super) fn choose(
     node: &NodeView,
 ) -> (BTreeSet<SocketAddr>, Vec<(SocketAddr, LeftOut)>) {
     let fitting: Vec<&Candidate> = all.iter().filter(|candidate| candidate.fits).collect();
+    let fitting = heard(fitting);
     let chosen = match scope(target, client, all) {
         Scope::Local => {
             let here = fitting.iter().copied().filter(|candidate| candidate.is_local).collect();
@@ -187,8 +194,21 @@ pub(super) fn choose(
     let chosen: BTreeSet<SocketAddr> = chosen.iter().map(|candidate| candidate.address).collect();
     let others = all.iter().filter(|candidate| !chosen.contains(&candidate.address));
     let local = scope(target, client, all) == Scope::Local;
-    let left_out = others.map(|other| (other.address, why_not(other, local, node))).collect();
+    let is_heard = all.iter().any(|candidate| !candidate.is_silent && candidate.could_serve());
+    let why_not = |other: &Candidate| why_not(other, local, is_heard, node);
+    let left_out = others.map(|other| (other.address, why_not(other))).collect();
     (chosen, left_out)
+}
+
+/// Endpoints on silent nodes are left alone, unless no other could serve: better a chance than none.
+/// Source: this project's `docs/liveness.md`.
+fn heard(all: Vec<&Candidate>) -> Vec<&Candidate> {
+    let (silent, heard): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|candidate| candidate.is_silent);
+    if heard.iter().any(|candidate| candidate.could_serve()) {
+        return heard;
+    }
+    silent.into_iter().chain(heard).collect()
 }
 
 /// Ready endpoints serve; where there is none, those that are draining do. Never both.
@@ -220,13 +240,15 @@ fn near<'a>(all: Vec<&'a Candidate>, node: &NodeView) -> Vec<&'a Candidate> {
     all
 }
 
-fn why_not(other: &Candidate, local: bool, node: &NodeView) -> LeftOut {
+fn why_not(other: &Candidate, local: bool, is_heard: bool, node: &NodeView) -> LeftOut {
     if !other.fits {
         LeftOut::WrongFamily
     } else if !other.ready && !other.draining {
         LeftOut::NotReady
     } else if local && !other.is_local {
         LeftOut::NotLocal
+    } else if other.is_silent && is_heard {
+        LeftOut::Silent
     } else if other.draining {
         LeftOut::Terminating
     } else if other.for_zones.is_empty()

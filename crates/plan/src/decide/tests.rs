@@ -52,7 +52,8 @@ fn ask(policy: &str, endpoints: &[Value]) -> Decision {
             node: &NodeView {
                 name: "n1".to_owned(),
                 zone: Some("z1".to_owned()),
-                addresses: Vec::new(),
+                silent: Arc::new(["n9".to_owned()].into()),
+                ..NodeView::default()
             },
             settings: &Settings::default(),
         },
@@ -120,4 +121,36 @@ fn policy_local_leaves_out_other_nodes_whatever_their_hints() {
     );
     assert_eq!(why(&decision)["10.244.0.2"], LeftOut::NotLocal);
     assert!(matches!(decision.verdict, Verdict::Forward(to) if to.len() == 1));
+}
+
+#[test]
+fn silent_nodes_are_left_alone_unless_nobody_else_could_serve() {
+    let nothing = Value::Null;
+    let decision = ask(
+        "Cluster",
+        &[
+            endpoint(1, "n9", "ready", &nothing),
+            endpoint(2, "n2", "serving terminating", &nothing),
+            endpoint(3, "n9", "", &nothing),
+        ],
+    );
+    let to: SocketAddr = "10.244.0.2:8080".parse().unwrap();
+    assert_eq!(decision.verdict, Verdict::Forward([(to, false)].into()));
+    let expected = [
+        ("10.244.0.1", LeftOut::Silent),
+        ("10.244.0.3", LeftOut::NotReady),
+        ("fd44::1", LeftOut::WrongFamily),
+    ];
+    assert_eq!(why(&decision), expected.map(|(ip, why)| (ip.to_owned(), why)).into());
+    // The zone's own endpoint is silent: the others are meant for everybody then.
+    let hinted = ask(
+        "Cluster",
+        &[endpoint(1, "n9", "ready", &zone("z1")), endpoint(2, "n2", "ready", &zone("z2"))],
+    );
+    assert_eq!(hinted.verdict, Verdict::Forward([(to, false)].into()));
+    // Better a chance than none.
+    let alone =
+        ask("Cluster", &[endpoint(1, "n9", "ready", &nothing), endpoint(2, "n2", "", &nothing)]);
+    assert!(matches!(&alone.verdict, Verdict::Forward(to) if to.len() == 1));
+    assert_eq!(why(&alone).get("10.244.0.1"), None);
 }

@@ -81,6 +81,10 @@ fn why_not(why: LeftOut, pod: Option<&Pod>, node: &NodeView) -> String {
     match (why, pod) {
         (LeftOut::NotReady, Some(pod)) => format!("{reason}{}", not_ready(pod)),
         (LeftOut::NotLocal, _) => format!("{reason} (this node is {})", node.name),
+        (LeftOut::Silent, Some(pod)) => {
+            let silent = podfacts::node_name(pod);
+            format!("its node {silent} is silent: most of the nodes that watch it miss it")
+        }
         (LeftOut::OtherZone, _) => {
             format!("{reason} ({})", node.zone.as_deref().unwrap_or("no zone"))
         }

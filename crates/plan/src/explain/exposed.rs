@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use api::core::{Pod, Service};
 use api::{Kind, Name};
@@ -148,6 +149,7 @@ fn add(cluster: &Cluster, found: &mut Found, service: &Service, node: &str, at: 
             services: cluster.services.clone(),
             slices: cluster.slices.clone(),
             nodes: cluster.nodes.clone(),
+            silent: Arc::default(),
         };
         let ours = at.kind == FrontendKind::LoadBalancer && is_ours(service);
         ours.then(|| announcer(&view, service, address)).flatten()

@@ -155,7 +155,8 @@ fn snapshot(cluster: &Cluster, settings: &Settings) -> Snapshot {
     let node = cluster.nodes.get(&api::Name::cluster(&settings.node)).map(Arc::clone);
     let (services, slices) = (cluster.services.clone(), cluster.slices.clone());
     let addresses = cluster.addresses(&settings.node);
-    Snapshot { services, slices, node, addresses, ..Snapshot::default() }
+    let silent = Arc::new(cluster.silent(&settings.node));
+    Snapshot { services, slices, node, addresses, silent, ..Snapshot::default() }
 }
 
 /// What the kernel of `node` should hold for a frontend.

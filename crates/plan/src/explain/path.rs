@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use api::core::Service;
 use api::{Kind, Name};
@@ -86,6 +87,7 @@ impl Chain<'_> {
             services: self.cluster.services.clone(),
             slices: self.cluster.slices.clone(),
             nodes: self.cluster.nodes.clone(),
+            silent: Arc::default(),
         };
         announcer(&view, service, address)
     }

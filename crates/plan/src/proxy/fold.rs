@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub node: Option<Arc<Node>>,
     /// The addresses that this node has; needed only where node ports answer on more than the primary ones.
     pub addresses: BTreeSet<IpAddr>,
+    /// Nodes that have fallen silent.
+    pub silent: Arc<BTreeSet<String>>,
     /// Addresses that are Services' or nobody's, where that is known better than at start; see [`Fold::follow`].
     pub service_cidrs: Vec<IpNet>,
     /// The objects that may differ from the snapshot before; `None` when that is not known.

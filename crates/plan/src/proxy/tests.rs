@@ -6,14 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
-use api::Kind;
+use api::{Kind, Name};
 use net::nft::{Elements, Family, Op, Outcome, Packet, Table, Transaction, render};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{FAMILIES, Fold, Mode, Settings, Snapshot, Stage};
+use super::{Dirty, FAMILIES, Fold, Mode, Settings, Snapshot, Stage, Views};
 use crate::decide::{self, State, Verdict, decide};
-use crate::service::Protocol;
+use crate::service::{Action, Protocol};
 
 pub(super) fn settings() -> Settings {
     Settings {
@@ -134,6 +134,10 @@ fn pod_ip(pod: u8, v6: bool) -> String {
 
 pub(super) fn world(sketches: &BTreeMap<u8, Sketch>) -> Snapshot {
     let mut snapshot = Snapshot::default();
+    // In some worlds a node has fallen silent.
+    if sketches.len().is_multiple_of(2) {
+        snapshot.silent = Arc::new(["n0".to_owned()].into());
+    }
     add(
         &mut snapshot,
         json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": "n1", "labels": { "topology.kubernetes.io/zone": "z1" } },
@@ -352,7 +356,8 @@ proptest! {
         let mut fold = Fold::new(settings.clone());
         fold.advance(&snapshot);
         let tables = FAMILIES.map(|family| fold.table(family));
-        let node = settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
+        let mut node = settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
+        node.silent = Arc::clone(&snapshot.silent);
         let state = State { services: &snapshot.services, slices: &snapshot.slices, node: &node, settings: &settings };
         for (packet, family) in packets(&sketches) {
             let expected = match decide(&packet, &state).verdict {
@@ -383,13 +388,14 @@ proptest! {
         let mut at_once = Fold::new(settings());
         at_once.advance(&snapshot);
         // One object after the other, from anywhere and round; slices may come before their Services.
-        let mut names: Vec<(bool, &api::Name)> = snapshot.services.keys().map(|name| (true, name)).collect();
+        let mut names: Vec<(bool, &Name)> = snapshot.services.keys().map(|name| (true, name)).collect();
         names.extend(snapshot.slices.keys().map(|name| (false, name)));
         if !names.is_empty() {
             let by = seed.index(names.len());
             names.rotate_left(by);
         }
-        let mut growing = Snapshot { node: snapshot.node.clone(), ..Snapshot::default() };
+        let (node, silent) = (snapshot.node.clone(), snapshot.silent.clone());
+        let mut growing = Snapshot { node, silent, ..Snapshot::default() };
         let mut one_by_one = Fold::new(settings());
         for (is_service, name) in names {
             if is_service {
@@ -514,5 +520,43 @@ fn every_chain_has_a_class_of_its_own() {
                 assert!(other.is_none_or(|other| other == id), "{other:?} and {id:?}");
             }
         }
+    }
+}
+
+#[test]
+fn a_node_that_falls_silent_touches_only_services_with_endpoints_there() {
+    let plain = Sketch {
+        kind: 0,
+        internal_local: false,
+        external_local: false,
+        affinity: false,
+        range: false,
+        node_local: false,
+        v6: false,
+        udp: false,
+        endpoints: BTreeMap::new(),
+        hints: 0,
+        external_ip: false,
+        proxy_mode: false,
+    };
+    let serving = |pods: &[u8]| Sketch {
+        endpoints: pods.iter().map(|pod| (*pod, 0)).collect(),
+        ..plain.clone()
+    };
+    let sketches = BTreeMap::from([(0, serving(&[0, 1])), (1, serving(&[1, 3]))]);
+    let silent = world(&sketches);
+    let heard = Snapshot { silent: Arc::default(), ..silent.clone() };
+    let told = |snapshot: &Snapshot| Snapshot { dirty: Some(Dirty::default()), ..snapshot.clone() };
+    let mut views = Views::new(settings());
+    let all = views.advance(&heard);
+    assert_eq!(all.len(), 2);
+    all.iter().for_each(|name| drop(views.look(name)));
+    assert!(views.advance(&told(&heard)).is_empty());
+    for (snapshot, count) in [(&silent, 1), (&heard, 2)] {
+        let touched: Vec<Name> = views.advance(&told(snapshot)).into_iter().collect();
+        assert_eq!(touched, [all.first().unwrap().clone()], "n0 has endpoints of one Service");
+        let (view, _) = views.look(&touched[0]);
+        let Action::Forward { endpoints, .. } = &view.frontends[0].action else { panic!() };
+        assert_eq!(endpoints.len(), count);
     }
 }

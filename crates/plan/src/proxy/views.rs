@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use api::discovery::EndpointSlice;
 use api::{Name, Objects};
@@ -86,12 +87,29 @@ impl Views {
             }
         }
         let node = self.settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
+        let node = NodeView { silent: Arc::clone(&snapshot.silent), ..node };
+        if node.silent != self.node.silent {
+            let changed = node.silent.symmetric_difference(&self.node.silent);
+            dirty.extend(self.served_from(snapshot, &changed.map(String::as_str).collect()));
+            self.node.silent = Arc::clone(&node.silent);
+        }
         if node != self.node {
             self.node = node;
             dirty.extend(snapshot.services.keys().cloned());
         }
         self.seen = Snapshot { dirty: None, ..snapshot.clone() };
         dirty
+    }
+
+    /// The Services with endpoints on one of these nodes.
+    fn served_from(&self, snapshot: &Snapshot, nodes: &BTreeSet<&str>) -> BTreeSet<Name> {
+        let is_there = |slice: &EndpointSlice| {
+            let endpoints = slice.endpoints.iter().flatten();
+            let mut on = endpoints.filter_map(|endpoint| endpoint.node_name.as_deref());
+            on.any(|node| nodes.contains(node))
+        };
+        let slices = snapshot.slices.iter().filter(|(_, slice)| is_there(slice));
+        slices.filter_map(|(name, _)| self.service_of.get(name).cloned()).collect()
     }
 
     /// Reads a Service anew. Empty when it is gone, or nothing of this proxy's.

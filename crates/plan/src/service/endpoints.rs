@@ -1,5 +1,6 @@
 //! Which endpoints a Service port may use: readiness, draining, topology hints.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,6 +21,8 @@ pub struct Endpoint {
     pub terminating: bool,
     /// Runs on this node.
     pub is_local: bool,
+    /// Runs on a node that has fallen silent.
+    pub is_silent: bool,
     /// Nodes that it is meant for; empty without such hints.
     pub for_nodes: Vec<String>,
     /// Zones that it is meant for; empty without such hints.
@@ -52,7 +55,7 @@ pub fn endpoints_of(
     port_name: &str,
     protocol: Protocol,
     ipv4: bool,
-    node: &str,
+    node: &NodeView,
 ) -> Vec<Endpoint> {
     let family = if ipv4 { "IPv4" } else { "IPv6" };
     let mut found: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
@@ -77,7 +80,7 @@ pub fn endpoints_of(
     found.into_values().collect()
 }
 
-fn read(listed: &SliceEndpoint, port: u16, node: &str) -> Option<Endpoint> {
+fn read(listed: &SliceEndpoint, port: u16, node: &NodeView) -> Option<Endpoint> {
     let address: IpAddr = listed.addresses.first()?.parse().ok()?;
     let conditions = listed.conditions.as_ref();
     let ready = conditions.and_then(|all| all.ready).unwrap_or(true);
@@ -91,7 +94,8 @@ fn read(listed: &SliceEndpoint, port: u16, node: &str) -> Option<Endpoint> {
         ready,
         serving,
         terminating,
-        is_local: listed.node_name.as_deref() == Some(node),
+        is_local: listed.node_name.as_deref() == Some(&node.name),
+        is_silent: node.misses(listed.node_name.as_deref()),
         for_nodes: for_nodes.map(|hint| hint.name.clone()).collect(),
         for_zones: for_zones.map(|hint| hint.name.clone()).collect(),
     })
@@ -99,9 +103,10 @@ fn read(listed: &SliceEndpoint, port: u16, node: &str) -> Option<Endpoint> {
 
 /// Sorts endpoints by who may use them. Ready ones serve; when there is none, those that terminate and still serve.
 /// The set for Cluster and the set for Local are decided independently. Hints count only when every ready endpoint
-/// has them and one of them is for this node (or zone).
+/// has them and one of them is for this node (or zone). Of endpoints on silent nodes nothing counts, while there are others.
 #[must_use]
 pub fn categorize(endpoints: &[Endpoint], node: &NodeView) -> Categories {
+    let endpoints = &*heard(endpoints);
     let near = near(endpoints, node);
     let ready: Vec<&Endpoint> = endpoints.iter().filter(|endpoint| endpoint.ready).collect();
     let draining = |endpoint: &&Endpoint| endpoint.serving && endpoint.terminating;
@@ -120,6 +125,18 @@ pub fn categorize(endpoints: &[Endpoint], node: &NodeView) -> Categories {
     }
     categories.any = !categories.cluster.is_empty() || !categories.local.is_empty();
     categories
+}
+
+/// The endpoints on nodes that are heard; all, when none of those could serve: better a chance than none.
+fn heard(endpoints: &[Endpoint]) -> Cow<'_, [Endpoint]> {
+    let could_serve = |one: &Endpoint| one.ready || one.serving && one.terminating;
+    let is_heard = |one: &&Endpoint| !one.is_silent;
+    if endpoints.iter().all(|one| !one.is_silent)
+        || !endpoints.iter().filter(is_heard).any(could_serve)
+    {
+        return Cow::Borrowed(endpoints);
+    }
+    Cow::Owned(endpoints.iter().filter(is_heard).cloned().collect())
 }
 
 fn addresses<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Vec<SocketAddr> {

@@ -55,7 +55,8 @@ proptest! {
         let mut fold = Fold::new(ebpf(settings.clone()));
         fold.advance(&snapshot);
         let tables = fold.fast();
-        let node = settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
+        let mut node = settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
+        node.silent.clone_from(&snapshot.silent);
         let state = State { services: &snapshot.services, slices: &snapshot.slices, node: &node, settings: &settings };
         for (packet, _) in packets(&sketches) {
             let verdict = decide(&packet, &state).verdict;

@@ -156,7 +156,8 @@ fn agree(sketches: &BTreeMap<u8, Sketch>, settings: &Settings) {
     snapshot.addresses = own.map(|text| text.parse().unwrap()).into();
     let mut fold = Fold::new(settings.clone());
     fold.advance(&snapshot);
-    let node = settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
+    let mut node = settings.node_view(snapshot.node.as_deref(), &snapshot.addresses);
+    node.silent.clone_from(&snapshot.silent);
     let (services, slices) = (&snapshot.services, &snapshot.slices);
     let state = State { services, slices, node: &node, settings };
     let kernels = FAMILIES.map(|family| whole(fold.rules(family)));
