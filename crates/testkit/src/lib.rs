@@ -1,5 +1,6 @@
 //! Development only: what tests of several crates share. Never part of the binary.
 
+pub mod knocks;
 pub mod lab;
 pub mod load;
 pub mod machine;
