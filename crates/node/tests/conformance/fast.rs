@@ -7,7 +7,7 @@ use net::nft::Family;
 use plan::proxy::FAMILIES;
 use plan::service::Protocol;
 
-use super::mode::EBPF;
+use super::mode::{EBPF, EBPF_LINKS};
 use super::objects::{cluster, service};
 use super::topology::{node_ip, pins};
 use super::traffic::Asker;
@@ -108,7 +108,7 @@ const GATE: &str = "table inet gate { chain come { type filter hook prerouting p
 
 /// Fails when netfilter sees a packet of a client outside that the program at the links carries.
 pub(crate) fn no_packet_from_outside_is_seen() {
-    let mut world = World::new(EBPF);
+    let mut world = World::new(EBPF_LINKS);
     world.apply(&[service(10, &["a", "c"]).node_port(30080)]);
     world.nft("n1", GATE);
     let seen = |world: &World| counted(&world.on_node("n1", "nft list table inet gate"));

@@ -63,7 +63,9 @@ pub(crate) const MODES: [&dyn Mode; 4] =
     [&Nft, &Iptables(IptablesBackend::Nft), &Iptables(IptablesBackend::Legacy), EBPF];
 
 /// eBPF, and what it leaves to nftables.
-pub(crate) const EBPF: &dyn Mode = &Ebpf;
+pub(crate) const EBPF: &dyn Mode = &Ebpf { links: false };
+/// The same with the program at links, which is off by default.
+pub(crate) const EBPF_LINKS: &dyn Mode = &Ebpf { links: true };
 
 /// `MODE=ebpf` and the like try one mode alone.
 pub(crate) fn is_asked_for(mode: &dyn Mode) -> bool {
@@ -155,7 +157,9 @@ impl Mode for Iptables {
 }
 
 /// eBPF programs at sockets, nftables underneath.
-struct Ebpf;
+struct Ebpf {
+    links: bool,
+}
 
 impl Mode for Ebpf {
     fn name(&self) -> &'static str {
@@ -168,7 +172,7 @@ impl Mode for Ebpf {
             std::fs::create_dir(&place.group).unwrap();
             std::fs::write(place.group.join("cgroup.type"), "threaded").unwrap();
         }
-        let settings = Settings { ebpf_links: true, ..settings };
+        let settings = Settings { ebpf_links: self.links, ..settings };
         start(place, Settings { mode: plan::proxy::Mode::Ebpf, ..settings }, health)
     }
 
@@ -176,8 +180,6 @@ impl Mode for Ebpf {
         &[
             "find {pins} -name connect4 -delete",
             "find {pins} -name endpoints6 -delete",
-            "tc qdisc del dev eth0 clsact",
-            "tc filter del dev pod-a ingress",
             "find {pins} -name getpeername6 -delete -or -name frontends4 -delete",
             "nft delete table ip rhumb_proxy",
             "nft flush map ip6 rhumb_proxy endpoints",
