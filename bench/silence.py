@@ -25,12 +25,12 @@ spec:
   selector: {matchLabels: {app: web}}
   template:
     metadata: {labels: {app: web}}
-    spec: {containers: [{name: web, image: 'mycompany/web-app:latest', imagePullPolicy: IfNotPresent}]}
+    spec: {containers: [{name: web, image: 'nginx:stable', imagePullPolicy: IfNotPresent}]}
 ---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
-spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 80}]}
 """
 
 
@@ -83,7 +83,7 @@ def bench_silence(rhumb):
     """Dead nodes: last new connection sent to a node without power, and the cost of watching, three nodes."""
     last, back, lost = [], [], []
     with Cluster(rhumb, 3) as cluster:
-        cluster.images("web-app")
+        cluster.images("nginx")
         cluster.kubectl("apply", "-f", "-", input=WEB)
         cluster.kubectl("rollout", "status", "daemonset/web", "--timeout=60s")
         address = cluster.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
