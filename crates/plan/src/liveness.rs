@@ -7,7 +7,7 @@
 //! decides by them for itself, as long as it is with the majority of all nodes.
 //!
 //! Sources of the ideas: SWIM (Das, Gupta, Motivala 2002), Lifeguard (Dadgar, Phillips, Currey 2018), Rapid (Suresh and
-//! others 2018). Why it is otherwise: `docs/decisions/0013-nodes-watch-each-other.md`.
+//! others 2018). Why it is otherwise: `docs/decisions/0014-nodes-watch-each-other.md`.
 
 mod beat;
 mod council;
