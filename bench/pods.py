@@ -210,6 +210,8 @@ def roll_in(rhumb, mode, guard):
             counts = json.loads(load.communicate("")[0])
             total, lost = sum(counts.values()), {kind: count for kind, count in counts.items() if kind != "ok"}
             all_asked, all_lost = all_asked + total, all_lost + sum(lost.values())
-            print(f"  {name}: {total:,} requests, {lost or 'none lost'}{'' if total >= WANTED else ' (fewer requests than wanted)'}")
+            print(f"  {name}: {total:,} requests, {lost or 'none lost'}")
+        if all_asked < WANTED:
+            print("fewer requests than wanted")
         target = "0 of ≥ 10,000" if guard != "off" else "-"
         row(f"{shown}: {ROLLS} rolling updates in {took:.0f} s, {all_asked:,} requests ({all_asked / took:.0f}/s): lost", [all_lost], "requests", target, 0)
