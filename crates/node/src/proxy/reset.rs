@@ -88,7 +88,7 @@ impl Resetter {
     }
 
     fn round(&mut self, frontends: &ResetFrontends, now: Duration) -> Result<u64, SinkError> {
-        let flows = self.stray(frontends)?;
+        let flows = self.open_flows(frontends)?;
         let leads: BTreeSet<Lead> = flows.iter().map(lead).collect();
         let steps = self.resets.judge(&leads, frontends, now);
         let step = |flow: &Flow| steps.get(&lead(flow)).copied().unwrap_or(Step::Wait);
@@ -109,19 +109,15 @@ impl Resetter {
         Ok(u64::try_from(fresh.count()).unwrap_or(u64::MAX))
     }
 
-    /// Open connections to endpoints that are gone.
-    fn stray(&mut self, frontends: &ResetFrontends) -> Result<Vec<Flow>, SinkError> {
+    /// Open connections in the families of these frontends.
+    fn open_flows(&mut self, frontends: &ResetFrontends) -> Result<Vec<Flow>, SinkError> {
         let mut found = Vec::new();
         for family in FAMILIES {
             if !frontends.keys().any(|frontend| Family::of(&frontend.ip()) == family) {
                 continue;
             }
             let flows = self.conntrack.flows(family, Protocol::Tcp)?.into_iter();
-            found.extend(flows.filter(|flow| {
-                let asked = frontends.get(&flow.destination);
-                let gone = asked.is_some_and(|reset| !reset.present.contains(&flow.answers));
-                gone && flow.translated && !flow.is_over
-            }));
+            found.extend(flows.filter(|flow| flow.translated && !flow.is_over));
         }
         Ok(found)
     }
