@@ -3,7 +3,7 @@
 use api::Name;
 use api::core::ReplicationController;
 use client::{ApplyError, Inputs, Next, Reconcile, Reflector, run};
-use plan::action::{Action, Plan};
+use plan::action::Plan;
 use plan::objects::{in_namespace, matches};
 use plan::workloads::replicationcontroller::{Snapshot, failed, plan, selector};
 
@@ -26,18 +26,12 @@ impl Reconcile for ReplicationControllers {
     }
 
     async fn apply(&mut self, key: &Name, plan: Plan) -> Result<Next, ApplyError> {
-        let creates = plan.actions.iter().any(|action| matches!(action, Action::CreatePods { .. }));
-        let result = self.writer.write(plan).await;
-        if let Err(ApplyError::Api(client::Error::Status(error))) = &result
-            && creates
-            && let Some(one) = self.controllers.view().objects.get(key)
-            && let Some(one) = failed(one, "FailedCreate", &error.message, jiff::Timestamp::now())
-        {
-            let status = Action::UpdateStatus(one.into());
-            // The creation's own failure is the one to report and to retry.
-            let _ = self.writer.write(Plan { actions: vec![status], again: None }).await;
-        }
-        result
+        // As it is then: the plan may have written it, too.
+        let told = |message: &str| {
+            let one = self.controllers.view().objects.get(key).cloned()?;
+            failed(&one, "FailedCreate", message, jiff::Timestamp::now()).map(Into::into)
+        };
+        self.writer.write_or_tell(plan, told).await
     }
 }
 

@@ -113,6 +113,26 @@ impl Writer {
         Ok(plan.again.map_or(Next::Wait, Next::After))
     }
 
+    /// As [`Writer::write`]. When the server refuses the pods of the plan, what `told` makes of its message is written as a
+    /// status.
+    pub(crate) async fn write_or_tell(
+        &self,
+        plan: Plan,
+        told: impl FnOnce(&str) -> Option<Object>,
+    ) -> Result<Next, ApplyError> {
+        let creates = plan.actions.iter().any(|action| matches!(action, Action::CreatePods { .. }));
+        let result = self.write(plan).await;
+        if let Err(ApplyError::Api(Error::Status(error))) = &result
+            && creates
+            && let Some(object) = told(&error.message)
+        {
+            let status = Action::UpdateStatus(object);
+            // The creation's own failure is the one to report and to retry.
+            let _ = self.write(Plan { actions: vec![status], again: None }).await;
+        }
+        result
+    }
+
     async fn act(&self, action: Action) -> Result<(), Error> {
         let client = &self.client;
         match action {
