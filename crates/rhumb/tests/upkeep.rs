@@ -1,4 +1,4 @@
-//! Controllers that keep a cluster in order beside its workloads: disruption budgets and CronJobs.
+//! Controllers that keep a cluster in order beside its workloads: disruption budgets, CronJobs, quotas.
 
 use anyhow::{Result, ensure};
 use testkit::lab::Lab;
@@ -45,7 +45,47 @@ fn budgets_hold_evictions_and_cron_jobs_run() -> Result<()> {
     lab.ready("app=web", 2)?;
     budget(&lab)?;
     nulls(&lab)?;
-    cron_job(&lab)
+    cron_job(&lab)?;
+    refused(&lab)
+}
+
+const REFUSED: &str = r"
+apiVersion: v1
+kind: Namespace
+metadata: {name: full}
+---
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: none, namespace: full}
+spec: {hard: {pods: '0'}}
+---
+apiVersion: apps/v1
+kind: ReplicaSet
+metadata: {name: set, namespace: full}
+spec:
+  selector: {matchLabels: {app: set}}
+  template: {metadata: {labels: {app: set}}, spec: {containers: [{name: main, image: 'tools:latest'}]}}
+---
+apiVersion: v1
+kind: ReplicationController
+metadata: {name: controller, namespace: full}
+spec:
+  selector: {app: controller}
+  template: {metadata: {labels: {app: controller}}, spec: {containers: [{name: main, image: 'tools:latest'}]}}
+";
+
+/// Whoever makes pods says why the server refuses them.
+fn refused(lab: &Lab) -> Result<()> {
+    lab.apply(REFUSED)?;
+    for owner in ["rs/set", "rc/controller"] {
+        lab.eventually(&format!("{owner} says that its pods are refused"), || {
+            let path = "-o=jsonpath={.status.conditions[?(@.type==\"ReplicaFailure\")]}";
+            let told = lab.kubectl(&["get", "-n", "full", owner, path])?;
+            ensure!(told.contains("FailedCreate") && told.contains("exceeded quota"), "{told}");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// What `kubectl get pdb` shows, without the age.
