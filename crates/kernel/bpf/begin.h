@@ -2,8 +2,8 @@
 /* New flows: to which endpoint, and under which address. */
 #pragma once
 
-#include "route.h"
 #include "track.h"
+#include "work.h"
 
 /* Ports tried for one flow. */
 #define TRIES 8
@@ -87,11 +87,6 @@ INLINE int choose(const struct tuple *tuple, const struct choice *choice, struct
 		to->destination_port = endpoint->port;
 	}
 	return 1;
-}
-
-INLINE int is_same(const __be32 *one, const __be32 *other)
-{
-	return one[0] == other[0] && one[1] == other[1] && one[2] == other[2] && one[3] == other[3];
 }
 
 /* Puts this node's address in place of the client's. */
@@ -182,45 +177,51 @@ INLINE int audience_of(struct __sk_buff *skb, const struct tuple *tuple, __u32 *
 	return *audience != OUTSIDE || !is_pod(tuple);
 }
 
-INLINE int remember(struct __sk_buff *skb, const struct packet *packet, struct track *there, int masqueraded)
+/* Two entries: what becomes of the client's packets is in the work, with the endpoint and the client's own source. */
+INLINE int remember(struct __sk_buff *skb, const struct packet *packet, struct work *work, int masqueraded)
 {
 	const struct forwarding *told = settings();
-	struct track back = {.begun_ns = there->begun_ns, .seen_ns = there->seen_ns, .set = there->set, .audience = there->audience, .flags = TRACK_REPLY};
+	struct track *there = &work->there, *back = &work->back;
 
 	if (!told || (masqueraded && !masquerade(&there->to, told)))
 		return 0;
-	turn(&packet->tuple, &back.to);
-	if (!take_port(skb, &there->to, &back, masqueraded, told))
+	*back = *there;
+	back->flags = TRACK_REPLY;
+	turn(&packet->tuple, &back->to);
+	if (!take_port(skb, &there->to, back, masqueraded, told))
 		return 0;
 	return !map_update(&tracked, &packet->tuple, there, BPF_ANY);
 }
 
 /* Leads a new flow to an endpoint, if it is to a Service that is carried here. */
-INLINE int begin(struct __sk_buff *skb, const struct packet *packet, struct tuple *to)
+INLINE int begin(struct __sk_buff *skb, const struct packet *packet, struct work *work, struct tuple *to)
 {
 	const struct tuple *tuple = &packet->tuple;
-	struct track there = {.to = *tuple, .begun_ns = now_ns()};
+	struct track *there = &work->there;
 	struct frontend *frontend;
 	struct choice choice;
-	struct way way;
+	int masqueraded;
 
-	there.seen_ns = there.begun_ns;
 	if (!begins(packet) || packet->part == LATER || packet->hops <= 1)
 		return 0;
 	frontend = frontend_of(tuple);
 	if (!frontend)
 		return 0;
-	if (!audience_of(skb, tuple, &there.audience) || there.audience >= AUDIENCES)
+	__builtin_memset(there, 0, sizeof(*there));
+	there->to = *tuple;
+	there->begun_ns = there->seen_ns = now_ns();
+	if (!audience_of(skb, tuple, &there->audience) || there->audience >= AUDIENCES)
 		goto left;
-	choice = frontend->choices[there.audience];
-	if (!choice.count || frontend->affinity_s || !choose(tuple, &choice, &there.to))
+	choice = frontend->choices[there->audience];
+	if (!choice.count || frontend->affinity_s || !choose(tuple, &choice, &there->to))
 		goto left;
-	if (!find_way(skb, &there.to, &way))
+	if (!find_way(skb, &there->to, ANY_SIZE, &work->way))
 		goto left;
-	there.set = choice.set;
-	if (!remember(skb, packet, &there, choice.flags & CHOICE_MASQUERADE || is_same(there.to.source, there.to.destination)))
+	there->set = choice.set;
+	masqueraded = choice.flags & CHOICE_MASQUERADE || is_same(there->to.source, there->to.destination);
+	if (!remember(skb, packet, work, masqueraded))
 		goto left;
-	*to = there.to;
+	*to = there->to;
 	count(tuple->family == 4 ? FLOWS4 : FLOWS6);
 	return 1;
 left:

@@ -8,20 +8,52 @@
  * bpf_fib_lookup is for programs under the GPL, hence this file's choice of licences.
  */
 #include "begin.h"
+#include "errors.h"
 #include "leave.h"
 #include "track.h"
 
 LICENSE("Dual MIT/GPL");
 
-SECTION("classifier") int forward(struct __sk_buff *skb)
+/* Each with a stack of its own. */
+static __attribute__((noinline)) int tell(struct __sk_buff *skb)
 {
+	struct work *work = work_of_this_cpu();
+
+	return work ? carry_error(skb, work) : PASS;
+}
+
+/* A packet of a flow that is carried, with its new tuple. Where there is no way any more, it ends here. */
+INLINE int leave(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to, struct way *way)
+{
+	int found;
+
+	if (packet->hops <= 1)
+		return PASS;
+	found = find_way(skb, to, packet->size, way);
+	if (found == TOO_NARROW)
+		return tell_too_big(skb, packet, way->route.mtu_result);
+	if (found != SOMEWHERE || !write_packet(skb, packet, to))
+		return DROP;
+	return pass_on(skb, way);
+}
+
+static __attribute__((noinline)) int carry(struct __sk_buff *skb)
+{
+	struct work *work = work_of_this_cpu();
 	struct packet packet = {};
 	struct tuple to;
 
-	if (!read_packet(skb, &packet))
+	if (!work || !read_packet(skb, &packet))
 		return PASS;
-	if (!recall(&packet, &to) && !begin(skb, &packet, &to))
+	if (!recall(&packet, &to) && !begin(skb, &packet, work, &to))
 		return PASS;
 	note_part(&packet);
-	return leave(skb, &packet, &to);
+	return leave(skb, &packet, &to, &work->way);
+}
+
+SECTION("classifier") int forward(struct __sk_buff *skb)
+{
+	if (skb->protocol != htons(ETH_P_IP) && skb->protocol != htons(ETH_P_IPV6))
+		return PASS;
+	return is_error(skb) ? tell(skb) : carry(skb);
 }

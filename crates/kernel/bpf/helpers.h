@@ -24,14 +24,19 @@ struct map {
 	__u32 pinning;
 };
 
-#define MAP(name, kind, key, value, most, flags)                                                                       \
+#define MAP(name, kind, key, value, most, flags) MAP_OF(name, kind, key, value, most, flags, 1)
+
+/* One of whoever loads it alone. */
+#define OWN_MAP(name, kind, key, value, most) MAP_OF(name, kind, key, value, most, 0, 0)
+
+#define MAP_OF(name, kind, key, value, most, flags, pin)                                                              \
 	struct map name SECTION("maps") = {                                                                            \
 		.type = BPF_MAP_TYPE_##kind,                                                                           \
 		.key_size = sizeof(key),                                                                               \
 		.value_size = sizeof(value),                                                                           \
 		.max_entries = most,                                                                                   \
 		.map_flags = flags,                                                                                    \
-		.pinning = 1,                                                                                          \
+		.pinning = pin,                                                                                        \
 	}
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;

@@ -26,15 +26,8 @@ INLINE int to_link(struct __sk_buff *skb, const struct way *way)
 	return redirect(way->route.ifindex, 0);
 }
 
-/* A packet of a flow that is carried, with its new tuple. Where there is no way any more, it ends here. */
-INLINE int leave(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+INLINE int pass_on(struct __sk_buff *skb, const struct way *way)
 {
-	struct way way;
-
-	if (packet->hops <= 1)
-		return PASS;
-	if (!find_way(skb, to, &way) || !write_packet(skb, packet, to))
-		return DROP;
-	count(packet->tuple.family == 4 ? PACKETS4 : PACKETS6);
-	return way.known ? to_link(skb, &way) : to_neighbour(&way);
+	count(skb->protocol == htons(ETH_P_IP) ? PACKETS4 : PACKETS6);
+	return way->known ? to_link(skb, way) : to_neighbour(way);
 }

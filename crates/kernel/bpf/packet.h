@@ -30,9 +30,10 @@ struct packet {
 	struct tuple tuple;
 	__u32 transport; /* where its header begins */
 	__u32 length;    /* of header and payload together */
-	__u32 sequence;  /* TCP's, and the next in order after this packet */
-	__u32 next;
+	__u32 size;      /* from the IP header on; of the largest one, where the kernel has put packets together */
+	__u32 next;      /* in order after this packet, TCP's */
 	__u32 acknowledged;
+	__u32 headers; /* from the IP header to the payload */
 	__u8 flags; /* TCP's */
 	__u8 hops;  /* left */
 	__u8 part;  /* of a datagram, or WHOLE */
@@ -66,6 +67,7 @@ INLINE int read_ports(void *data, void *end, struct packet *packet)
 			return 0;
 		tuple->source_port = udp->source;
 		tuple->destination_port = udp->dest;
+		packet->headers = packet->transport - ETH_HLEN + sizeof(*udp);
 		return 1;
 	}
 	if (tuple->protocol == IPPROTO_TCP) {
@@ -75,10 +77,10 @@ INLINE int read_ports(void *data, void *end, struct packet *packet)
 			return 0;
 		tuple->source_port = tcp->source;
 		tuple->destination_port = tcp->dest;
+		packet->headers = packet->transport - ETH_HLEN + tcp->doff * 4;
 		packet->flags = ((__u8 *)tcp)[13];
-		packet->sequence = htonl(tcp->seq);
 		packet->acknowledged = htonl(tcp->ack_seq);
-		packet->next = packet->sequence + packet->length - tcp->doff * 4;
+		packet->next = htonl(tcp->seq) + packet->length - tcp->doff * 4;
 		if (packet->flags & (SYN | FIN))
 			packet->next++;
 		return 1;
@@ -147,7 +149,8 @@ INLINE int read_packet4(void *data, void *end, struct packet *packet)
 	packet->tuple.family = 4;
 	packet->hops = ip->ttl;
 	packet->transport = ETH_HLEN + sizeof(*ip);
-	packet->length = htons(ip->tot_len) - sizeof(*ip);
+	packet->size = htons(ip->tot_len);
+	packet->length = packet->size - sizeof(*ip);
 	return read_part(data, end, packet);
 }
 
@@ -164,6 +167,7 @@ INLINE int read_packet6(void *data, void *end, struct packet *packet)
 	packet->hops = ip->hop_limit;
 	packet->transport = ETH_HLEN + sizeof(*ip);
 	packet->length = htons(ip->payload_len);
+	packet->size = packet->length + sizeof(*ip);
 	if (ip->nexthdr == IPPROTO_FRAGMENT) {
 		struct part_header *part = (void *)(ip + 1);
 
@@ -189,9 +193,11 @@ INLINE int read_packet(struct __sk_buff *skb, struct packet *packet)
 		pull_data(skb, skb->len < headers ? skb->len : headers);
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	if (skb->protocol == htons(ETH_P_IP))
-		return read_packet4(data, end, packet);
-	return read_packet6(data, end, packet);
+	if (!(skb->protocol == htons(ETH_P_IP) ? read_packet4(data, end, packet) : read_packet6(data, end, packet)))
+		return 0;
+	if (skb->gso_size)
+		packet->size = packet->headers + skb->gso_size;
+	return 1;
 }
 
 INLINE __u16 fold(__u32 sum)

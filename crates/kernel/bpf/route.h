@@ -21,8 +21,14 @@ struct way {
 	int known; /* the next hop's hardware address */
 };
 
+/* Kinds of ways: none; there is one; there is one, but not for packets of that size. */
+enum { NOWHERE = 0, SOMEWHERE, TOO_NARROW };
+
+/* Any size will do. */
+#define ANY_SIZE 1
+
 /* Only links where the answers come in by this program, too. */
-INLINE int find_way(struct __sk_buff *skb, const struct tuple *to, struct way *way)
+INLINE int find_way(struct __sk_buff *skb, const struct tuple *to, __u32 size, struct way *way)
 {
 	struct bpf_fib_lookup *route = &way->route;
 	struct device *device;
@@ -31,6 +37,7 @@ INLINE int find_way(struct __sk_buff *skb, const struct tuple *to, struct way *w
 
 	__builtin_memset(way, 0, sizeof(*way));
 	route->ifindex = skb->ifindex;
+	route->tot_len = size > 0xffff ? 0xffff : size;
 	route->l4_protocol = to->protocol;
 	route->sport = to->source_port;
 	route->dport = to->destination_port;
@@ -44,13 +51,15 @@ INLINE int find_way(struct __sk_buff *skb, const struct tuple *to, struct way *w
 		__builtin_memcpy(route->ipv6_dst, to->destination, 16);
 	}
 	found = look_up_route(skb, route, sizeof(*route), 0);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return TOO_NARROW;
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return 0;
+		return NOWHERE;
 	link = route->ifindex;
 	device = map_lookup(&devices, &link);
 	if (!device)
-		return 0;
+		return NOWHERE;
 	way->audience = device->audience;
 	way->known = found == BPF_FIB_LKUP_RET_SUCCESS;
-	return 1;
+	return SOMEWHERE;
 }

@@ -16,6 +16,11 @@ INLINE const struct forwarding *settings(void)
 	return map_lookup(&forwarding, &zero);
 }
 
+INLINE int is_same(const __be32 *one, const __be32 *other)
+{
+	return one[0] == other[0] && one[1] == other[1] && one[2] == other[2] && one[3] == other[3];
+}
+
 /* The tuple of the answers to packets with this one. */
 INLINE void turn(const struct tuple *tuple, struct tuple *turned)
 {

@@ -244,6 +244,72 @@ fn datagrams_in_parts_come_whole() {
 }
 
 #[test]
+fn errors_find_back_to_the_client() {
+    let mut lab = Lab::new("errors");
+    for family in FAMILIES {
+        let frontend = at(family.node, NODE_PORT);
+        for (pod, masquerade) in
+            [(family.pod, true), (family.pod, false), (family.far, true), (family.far, false)]
+        {
+            lab.serve(frontend, &[at(pod, PORT + 1)], masquerade);
+            let before = flows(&lab);
+            assert!(lab.udp("client", frontend).is_refused(), "{pod} {masquerade}");
+            assert_eq!(flows(&lab), before + 1);
+        }
+        // To a pod that asks, too.
+        lab.serve(at(family.vip, 80), &[at(family.far, PORT + 1)], false);
+        assert!(lab.udp("pod", at(family.vip, 80)).is_refused());
+    }
+}
+
+#[test]
+fn routers_on_the_way_say_what_fits() {
+    let mut lab = Lab::new("routers");
+    lab.at("far", "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    lab.at("far", "ip link add beyond type veth peer name end");
+    lab.at("far", "ip link set beyond mtu 1290 up");
+    for (family, beyond) in FAMILIES.into_iter().zip(["10.244.2.7", "fd44:0:2::7"]) {
+        lab.at("far", &format!("ip route add {beyond} dev beyond"));
+        let frontend = at(family.node, NODE_PORT);
+        for masquerade in [true, false] {
+            lab.serve(frontend, &[at(beyond, PORT)], masquerade);
+            let flow = lab.udp("client", frontend);
+            let is_told = (0..100).any(|_| {
+                flow.send(1400);
+                std::thread::sleep(Duration::from_millis(20));
+                lab.at("client", &format!("ip route get {}", family.node)).contains("mtu 1290")
+            });
+            assert!(is_told, "{beyond} {masquerade}");
+            lab.at("client", "ip route flush cache");
+            lab.at("client", "ip -6 route flush cache");
+        }
+    }
+}
+
+#[test]
+fn narrow_ways_are_told_of() {
+    let mut lab = Lab::new("narrow");
+    for narrow in ["side", "wan"] {
+        lab.node(&format!("ip link set {narrow} mtu 1300"));
+        for family in FAMILIES {
+            let frontend = at(family.node, NODE_PORT);
+            for masquerade in [true, false] {
+                lab.serve(frontend, &[at(family.far, PORT)], masquerade);
+                let mut talk = lab.talk("client", frontend);
+                for bytes in [10, 100_000, 1_000_000] {
+                    assert_eq!(talk.say(bytes), bytes, "{narrow}, masquerade {masquerade}");
+                }
+            }
+        }
+        lab.node(&format!("ip link set {narrow} mtu 1500"));
+        for place in ["client", "far"] {
+            lab.at(place, "ip route flush cache");
+            lab.at(place, "ip -6 route flush cache");
+        }
+    }
+}
+
+#[test]
 fn the_kernel_of_debian_12_takes_it_too() {
     Machine::new().unwrap().run_test("it_loads_in_the_machine").unwrap();
 }

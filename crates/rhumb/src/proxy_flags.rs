@@ -22,7 +22,7 @@ pub(crate) struct ProxyFlags {
     /// Carry traffic to spec.externalIPs, which whoever may write Services then takes from anybody (CVE-2020-8554)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) external_ips: Option<bool>,
-    /// In mode ebpf, carry packets of other hosts at the node's links, too; path MTU discovery does not work for them yet
+    /// In mode ebpf, carry packets of other hosts at the node's links, too
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) ebpf_links: Option<bool>,
 }

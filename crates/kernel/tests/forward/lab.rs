@@ -298,6 +298,21 @@ impl Flow {
     }
 }
 
+impl Flow {
+    /// Whether it is told that nobody is there.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.0.set_read_timeout(Some(ANSWER_MAX)).unwrap();
+        self.0.send(b"?").unwrap();
+        let error = self.0.recv(&mut [0; 64]).expect_err("nobody is there");
+        error.kind() == ErrorKind::ConnectionRefused
+    }
+
+    /// Sends something of so many bytes that nobody answers.
+    pub(crate) fn send(&self, bytes: usize) {
+        let _ = self.0.send(&vec![b'?'; bytes]);
+    }
+}
+
 pub(crate) struct Talk(BufReader<TcpStream>);
 
 impl Talk {
