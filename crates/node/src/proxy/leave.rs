@@ -63,8 +63,11 @@ impl Others {
         }
         let elements = self.nft.elements(family, TABLE, SetId::Services.name())?;
         before.extend(udp_frontends(family, &elements.unwrap_or_default()));
-        let (table, ops) = (Arc::from(TABLE), vec![Op::AddTable, Op::DeleteTable]);
-        self.nft.commit(&Transaction { family, table, ops })?;
+        // The rules first. Deleted together, maps are empty before sets are, and a packet among the rules was refused.
+        for op in [Op::FlushRules, Op::DeleteTable] {
+            let (table, ops) = (Arc::from(TABLE), vec![Op::AddTable, op]);
+            self.nft.commit(&Transaction { family, table, ops })?;
+        }
         tracing::info!(component = "proxy", family = family.word(), "nftables' rules are removed");
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -105,12 +105,17 @@ fn converse(mut stream: TcpStream, name: &str) {
     }
 }
 
-/// Runs in a namespace and, where there are control groups, in that of its node.
+/// Runs in a namespace and, where there are control groups that take threads, in that of its node.
 fn within<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
-    let threads = group(path).map(|group| group.join("cgroup.threads"));
+    let takes_threads = |group: &PathBuf| {
+        let kind = std::fs::read_to_string(group.join("cgroup.type"));
+        kind.is_ok_and(|kind| kind.trim_end() == "threaded")
+    };
+    let group = group(path);
     let work = || {
-        if let Some(threads) = threads.filter(|threads| threads.exists()) {
-            std::fs::write(threads, nix::unistd::gettid().to_string()).unwrap();
+        if let Some(group) = group.filter(takes_threads) {
+            let thread = nix::unistd::gettid().to_string();
+            std::fs::write(group.join("cgroup.threads"), thread).unwrap();
         }
         work()
     };
