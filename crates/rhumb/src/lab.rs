@@ -54,6 +54,7 @@ pub(crate) async fn build(cluster: &Cluster) -> Result<()> {
     join(cluster, &bridge, "client", cluster.client_address()).await?;
     for node in &cluster.nodes {
         build_node(cluster, node).await?;
+        link_node(cluster, node).await?;
     }
     if let Some(first) = cluster.nodes.first() {
         // The API server proxies to pods and Services; any node forwards to all.
@@ -66,11 +67,18 @@ pub(crate) async fn build(cluster: &Cluster) -> Result<()> {
     egress::open(cluster)
 }
 
-/// Makes what is missing of one node's network, and cuts or mends its link.
+/// Cuts or mends a node's link. Only who was told to do it does: the supervisor may have read the cluster's file before.
+pub(crate) async fn link_node(cluster: &Cluster, node: &LabNode) -> Result<()> {
+    let bridge = Netlink::open_in(&wire(cluster))?;
+    Ok(bridge.set_up(&port(&node.name), !node.cut).await?)
+}
+
+/// Makes what is missing of one node's network. A link that is there stays as it is.
 pub(crate) async fn build_node(cluster: &Cluster, node: &LabNode) -> Result<()> {
     let bridge = Netlink::open_in(&wire(cluster))?;
-    join(cluster, &bridge, &node.name, node.address).await?;
-    bridge.set_up(&port(&node.name), !node.cut).await?;
+    if join(cluster, &bridge, &node.name, node.address).await? {
+        link_node(cluster, node).await?;
+    }
     if cluster.egress.is_some() {
         let inside = Netlink::open_in(&netns_of(cluster, &node.name))?;
         let out = IpNet::V4(Ipv4Net::default());
@@ -79,20 +87,21 @@ pub(crate) async fn build_node(cluster: &Cluster, node: &LabNode) -> Result<()> 
     Ok(())
 }
 
-/// Joins a part to the bridge with an address.
-async fn join(cluster: &Cluster, bridge: &Netlink, part: &str, address: Ipv4Addr) -> Result<()> {
+/// Joins a part to the bridge with an address; answers whether its link is new.
+async fn join(cluster: &Cluster, bridge: &Netlink, part: &str, address: Ipv4Addr) -> Result<bool> {
     let path = netns_of(cluster, part);
     netns::create(&path)?;
     let port = port(part);
     let inside = Netlink::open_in(&path)?;
-    if bridge.link(&port).await.is_err() {
+    let is_new = bridge.link(&port).await.is_err();
+    if is_new {
         bridge.add_veth(&port, LINK, &path, None).await?;
         bridge.set_bridge(&port, BRIDGE).await?;
     }
     inside.set_up("lo", true).await?;
     inside.set_up(LINK, true).await?;
     inside.add_address(LINK, within(cluster.node_cidr, address)?).await?;
-    Ok(())
+    Ok(is_new)
 }
 
 /// The one link between this machine and the lab.

@@ -54,7 +54,10 @@ fn change(
     edit(&mut cluster, &one.node)?;
     cluster.write()?;
     let node = cluster.node_mut(&one.node)?.clone();
-    block_on(lab::build_node(&cluster, &node))?;
+    block_on(async {
+        lab::build_node(&cluster, &node).await?;
+        lab::link_node(&cluster, &node).await
+    })?;
     call_supervisor(&cluster)?;
     say(format!("node {:?} is {done}", one.node));
     Ok(())

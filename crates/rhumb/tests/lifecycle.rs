@@ -1,6 +1,10 @@
 //! A cluster comes up, comes back, and leaves nothing behind.
 
-use anyhow::{Result, ensure};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use testkit::lab::Lab;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_rhumb");
@@ -45,11 +49,40 @@ fn a_second_up_is_refused_in_one_sentence() -> Result<()> {
     Ok(())
 }
 
+/// Its node may have been mended since the cluster's file was read.
+fn an_agent_that_starts_leaves_its_link_alone(lab: &Lab) -> Result<()> {
+    let wire = format!("rhumb-{}", lab.name());
+    let ip = |args: &[&str]| -> Result<String> {
+        let output = Command::new("ip").args(args).output()?;
+        ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let show = ["ip", "link", "show", "eth0"];
+    let is_up = || anyhow::Ok(lab.within("extra", &show)?.contains("state UP"));
+    ensure!(is_up()?, "it has a link");
+    lab.rhumb(&["node", "cut", "extra"])?;
+    ensure!(!is_up()?, "it is cut");
+    let links = ip(&["-n", &wire, "-o", "link"])?;
+    let down = links.lines().find(|line| line.contains("state DOWN")).context("none is down")?;
+    let port = down.split([' ', '@']).nth(1).context("a link has a name")?;
+    ip(&["-n", &wire, "link", "set", port, "up"])?;
+    let agent = lab.pid("extra")?;
+    kill(Pid::from_raw(agent), Signal::SIGKILL)?;
+    lab.eventually("the agent is back", || {
+        ensure!(lab.pid("extra")? != agent, "not yet");
+        Ok(())
+    })?;
+    ensure!(is_up()?, "the start of an agent cut its node's link");
+    lab.rhumb(&["node", "mend", "extra"])?;
+    Ok(())
+}
+
 #[test]
 fn nodes_join_and_leave_while_the_cluster_runs() -> Result<()> {
     let lab = Lab::up(BINARY, 1, &[])?;
     lab.rhumb(&["node", "add", "extra"])?;
     lab.kubectl(&["wait", "--for=condition=Ready", "node/extra", "--timeout=60s"])?;
+    an_agent_that_starts_leaves_its_link_alone(&lab)?;
     lab.rhumb(&["node", "remove", "extra"])?;
     let gone = lab.refusal(&["get", "node", "extra"])?;
     ensure!(gone.contains("nodes \"extra\" not found"), "{gone}");
