@@ -13,6 +13,7 @@ mod kind;
 mod name;
 pub mod openapi;
 pub mod patch;
+pub mod pod;
 pub mod protobuf;
 pub mod qos;
 pub mod quantity;

@@ -1,8 +1,10 @@
 //! Pods and pod templates. Upstream: `ValidatePodCreate`, `ValidatePodSpec`, `ValidatePodUpdate`.
 
 mod change;
+mod warnings;
 
 pub(crate) use change::{difference, status, update};
+pub(crate) use warnings::{of_cron_job, of_template, of_workload, warnings};
 
 use serde_json::Value;
 
