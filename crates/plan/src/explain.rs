@@ -43,6 +43,8 @@ use crate::service::NodeView;
 
 /// Who asks from outside without saying its address: a client of RFC 5737's range for examples.
 const SOMEBODY: [u8; 4] = [198, 51, 100, 1];
+/// Nodes without an answer that are named.
+const UNHEARD_NAMED_MAX: usize = 5;
 
 /// Everything that an explanation depends on, at one moment.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +69,8 @@ pub struct Cluster {
     pub pod_cidrs: Vec<IpNet>,
     /// What the nodes' proxies are told, by node, where that is known; others have the defaults.
     pub told: BTreeMap<String, Told>,
+    /// Nodes that were asked for that and did not say.
+    pub unheard: BTreeSet<String>,
     /// Addresses that stand for ones which nobody has allocated yet.
     pub invented: BTreeSet<IpAddr>,
 }
@@ -346,6 +350,13 @@ pub enum Step {
         /// By endpoint.
         endpoints: Vec<Listens>,
     },
+    /// Nodes that did not say how they carry Services.
+    Unheard {
+        /// Their names.
+        nodes: Vec<String>,
+        /// In words.
+        words: String,
+    },
     /// What is probably wrong.
     Why {
         /// Sentences.
@@ -390,6 +401,7 @@ pub fn explain(cluster: &Cluster, question: &Question, facts: &Facts) -> Explana
     let (mut client_sees, mut verdict) = match chain.run(question) {
         Ok(end) | Err(end) => end,
     };
+    chain.unheard();
     let differs = chain.steps.iter().find_map(|step| match step {
         Step::Kernel { node, agrees: Some(false), .. } => Some(node),
         _ => None,
@@ -442,6 +454,21 @@ impl Chain<'_> {
         let client = self.source(&question.from)?;
         let destination = self.destination(question, &client)?;
         self.send(question, &client, destination)
+    }
+
+    /// Says of which nodes only the defaults are known.
+    fn unheard(&mut self) {
+        if self.cluster.unheard.is_empty() {
+            return;
+        }
+        let nodes: Vec<String> = self.cluster.unheard.iter().cloned().collect();
+        let mut named =
+            nodes.iter().take(UNHEARD_NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+        if nodes.len() > UNHEARD_NAMED_MAX {
+            named.push_str(&format!(" and {} more", nodes.len() - UNHEARD_NAMED_MAX));
+        }
+        let words = format!("no answer from {named}: the defaults are believed there");
+        self.steps.push(Step::Unheard { nodes, words });
     }
 }
 

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Explain) -> Result<ExitCode> {
         live::block_on(async {
             let cluster = live.cluster().await?;
             let first = explain(&cluster, &question, &Facts::default());
-            let facts = live.facts(&first.wanted).await;
+            let facts = live.facts(&cluster, &first.wanted).await;
             anyhow::Ok(explain(&cluster, &question, &facts))
         })?
     } else {

@@ -83,6 +83,20 @@ fn reviewed(file: &Path, told: &str) {
 }
 
 #[test]
+fn nodes_that_did_not_answer_are_named() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/explain/services");
+    let mut cluster = cluster(&fs::read_to_string(folder.join("objects.yaml")).unwrap());
+    let questions = fs::read_to_string(folder.join("questions.txt")).unwrap();
+    let words: Vec<&str> = questions.split_whitespace().take(2).collect();
+    let question = Question::parse(words[0], words[1], "default").unwrap();
+    let text = |cluster: &Cluster| explain(cluster, &question, &Facts::default()).text();
+    assert!(!text(&cluster).contains("no answer"));
+    cluster.unheard = (1..=7).map(|number| format!("n{number}")).collect();
+    let line = "agents     no answer from n1, n2, n3, n4, n5 and 2 more: the defaults";
+    assert!(text(&cluster).contains(line), "{}", text(&cluster));
+}
+
+#[test]
 fn the_same_manifests_again_change_nothing() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/explain");
     for case in fs::read_dir(folder).unwrap() {

@@ -122,6 +122,7 @@ fn of(step: &Step) -> (&'static str, Vec<Text>) {
             });
             ("listens", texts.collect())
         }
+        Step::Unheard { words, .. } => ("agents", vec![(words.clone(), Tone::Faint)]),
         Step::Why { hints } => {
             ("look at", hints.iter().map(|hint| (hint.clone(), Tone::Bad)).collect())
         }

@@ -1,8 +1,9 @@
 //! A cluster as an API server shows it, and what its nodes' agents add.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use api::core::Node;
@@ -10,7 +11,9 @@ use api::networking::ServiceCIDR;
 use api::{Kind, Name, Objects};
 use clap::Args;
 use client::{Client, Kubeconfig, ListParams};
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use http::Method;
 use ipnet::IpNet;
 use plan::explain::{Cluster, Facts, Frontend, Told, Wanted};
@@ -22,6 +25,8 @@ use crate::cluster::{Cluster as Lab, DATA};
 const PODS_MAX: usize = 20;
 /// Agents asked at most about their settings; of the others the defaults are believed.
 const NODES_MAX: usize = 50;
+/// How long agents have to say what their proxies are told; of a node that others call silent nothing is waited for.
+const TOLD_MAX: Duration = Duration::from_secs(1);
 
 /// Which cluster to ask.
 #[derive(Clone, Debug, Args)]
@@ -77,8 +82,10 @@ impl Live {
         let cidrs = cidrs.map(|list| list.items).unwrap_or_default();
         let cidrs = cidrs.into_iter().filter_map(|cidr| cidr.spec?.cidrs).flatten();
         let nodes: Objects<Node> = nodes?;
+        let (told, unheard) = self.told(&nodes).await;
         Ok(Cluster {
-            told: self.told(&nodes).await,
+            told,
+            unheard,
             services: services?,
             slices: slices?,
             pods: pods?,
@@ -92,13 +99,25 @@ impl Live {
         })
     }
 
-    /// What the agents say that their proxies are told.
-    async fn told(&self, nodes: &Objects<Node>) -> BTreeMap<String, Told> {
-        let asked = nodes.keys().take(NODES_MAX).map(|node| async {
-            let told = self.ask(&node.name, "settings").await.ok()?;
-            Some((node.name.to_string(), told))
-        });
-        join_all(asked).await.into_iter().flatten().collect()
+    /// What the agents say that their proxies are told, and which do not say it.
+    async fn told(&self, nodes: &Objects<Node>) -> (BTreeMap<String, Told>, BTreeSet<String>) {
+        let asked = || nodes.keys().take(NODES_MAX).map(|node| node.name.to_string());
+        let ask = |node: String| async move { (self.ask::<Told>(&node, "settings").await, node) };
+        let mut answers: FuturesUnordered<_> = asked().map(ask).collect();
+        let (mut told, mut waiting): (BTreeMap<_, _>, BTreeSet<_>) =
+            (BTreeMap::new(), asked().collect());
+        let end = tokio::time::Instant::now() + TOLD_MAX;
+        while !waiting.is_empty() {
+            let answer = tokio::time::timeout_at(end, answers.next()).await;
+            let Ok(Some((answer, node))) = answer else { break };
+            waiting.remove(&node);
+            if let Ok(answer) = answer {
+                waiting.retain(|node| !answer.silent.contains(node));
+                told.insert(node, answer);
+            }
+        }
+        let unheard = asked().filter(|node| !told.contains_key(node)).collect();
+        (told, unheard)
     }
 
     async fn objects<K: Kind>(&self) -> Result<Objects<K>> {
@@ -108,17 +127,28 @@ impl Live {
     }
 
     /// Asks the agents of nodes for what only they know.
-    pub(crate) async fn facts(&self, wanted: &Wanted) -> Facts {
-        let mut facts = Facts::default();
-        for (node, frontend) in &wanted.kernels {
-            let answer = self.ask(node, &kernel_query(frontend)).await;
-            facts.kernels.insert(node.clone(), answer);
+    pub(crate) async fn facts(&self, cluster: &Cluster, wanted: &Wanted) -> Facts {
+        let kernels = wanted.kernels.iter().map(|(node, frontend)| async {
+            (node.clone(), self.ask_heard(cluster, node, &kernel_query(frontend)).await)
+        });
+        let listeners = wanted.pods.iter().take(PODS_MAX).map(|(pod, node)| async {
+            (pod.clone(), self.ask_heard(cluster, node, &listeners_query(pod)).await)
+        });
+        let (kernels, listeners) = tokio::join!(join_all(kernels), join_all(listeners));
+        Facts { kernels: kernels.into_iter().collect(), listeners: listeners.into_iter().collect() }
+    }
+
+    /// Asks a node unless it did not answer before.
+    async fn ask_heard<T: serde::de::DeserializeOwned>(
+        &self,
+        cluster: &Cluster,
+        node: &str,
+        question: &str,
+    ) -> Result<T, String> {
+        if cluster.unheard.contains(node) {
+            return Err(no_agent(node));
         }
-        for (pod, node) in wanted.pods.iter().take(PODS_MAX) {
-            let answer = self.ask(node, &listeners_query(pod)).await;
-            facts.listeners.insert(pod.clone(), answer);
-        }
-        facts
+        self.ask(node, question).await
     }
 
     async fn ask<T: serde::de::DeserializeOwned>(
@@ -135,14 +165,17 @@ impl Live {
             Err(error) if error.reason() == Some(api::Reason::Forbidden) => {
                 Err(format!("asking node {node} needs the right to get nodes/proxy"))
             }
-            Err(_) => Err(format!("node {node} has no agent of Rhumb that answers")),
+            Err(_) => Err(no_agent(node)),
         }
     }
 }
 
 fn decode<T: serde::de::DeserializeOwned>(answer: Value, node: &str) -> Result<T, String> {
-    let other = |_| format!("node {node} has no agent of Rhumb that answers");
-    serde_json::from_value(answer).map_err(other)
+    serde_json::from_value(answer).map_err(|_| no_agent(node))
+}
+
+fn no_agent(node: &str) -> String {
+    format!("node {node} has no agent of Rhumb that answers")
 }
 
 fn kernel_query(frontend: &Frontend) -> String {
