@@ -20,6 +20,7 @@ use plan::guard::Standing;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::liveness::Silence;
 use peers::Peers;
 
 /// A pod is looked at so often although nothing changed: what is waited for depends on time; see
@@ -38,6 +39,8 @@ pub struct Sources {
     pub slices: Reflector<EndpointSlice>,
     /// All nodes.
     pub nodes: Reflector<Node>,
+    /// Nodes that are not waited for.
+    pub silence: Silence,
 }
 
 /// How a wait ended.
@@ -85,6 +88,7 @@ struct Inner {
     node: String,
     services: Reflector<Service>,
     nodes: Reflector<Node>,
+    silence: Silence,
     slices: Index<EndpointSlice>,
     /// Moves with every change of a slice.
     changed: watch::Sender<()>,
@@ -108,7 +112,7 @@ impl Guard {
         here: Vec<Applied>,
         tls: Arc<rustls::ClientConfig>,
     ) -> Self {
-        let Sources { services, slices, nodes } = sources;
+        let Sources { services, slices, nodes, silence } = sources;
         let (changed, _) = watch::channel(());
         let index = Index::new(&slices, service_of);
         let tell = changed.clone();
@@ -116,7 +120,8 @@ impl Guard {
             tell.send_replace(());
         });
         let (node, peers) = (node.to_owned(), Peers::new(tls));
-        Self(Arc::new(Inner { node, services, nodes, slices: index, changed, here, peers }))
+        let inner = Inner { node, services, nodes, silence, slices: index, changed, here, peers };
+        Self(Arc::new(inner))
     }
 
     /// Whether connections through Services may reach the pod, so that there is something to wait for.
@@ -177,17 +182,16 @@ impl Guard {
     async fn confirm(&self, revision: u64, deadline: Instant) -> (usize, Vec<String>) {
         let view = self.0.nodes.view();
         let mut questions = Vec::new();
-        for node in view.objects.values() {
-            if node.name() == self.0.node || is_ready(node) {
-                let (name, address) = (node.name().to_owned(), address(node));
-                questions.push(self.clone().ask(name, address, revision, deadline));
-            }
+        let silent = self.0.silence.now();
+        for node in plan::guard::live(&view.objects, &self.0.node, &silent) {
+            let (name, address) = (node.name().to_owned(), address(node));
+            questions.push(self.clone().ask(name, address, revision, deadline));
         }
         let asked = questions.len();
         (asked, join_all(questions).await.into_iter().flatten().collect())
     }
 
-    /// Gives the node's name back when it does not confirm in time.
+    /// Gives the node's name back when it does not confirm in time; one that falls silent meanwhile need not.
     async fn ask(
         self,
         node: String,
@@ -195,7 +199,12 @@ impl Guard {
         revision: u64,
         deadline: Instant,
     ) -> Option<String> {
-        let confirmed = self.reached(&node, address, revision);
+        let confirmed = async {
+            tokio::select! {
+                () = self.reached(&node, address, revision) => {}
+                () = self.0.silence.falls(&node), if node != self.0.node => {}
+            }
+        };
         let confirmed = tokio::time::timeout_at(deadline, confirmed).await.is_ok();
         (!confirmed).then_some(node)
     }
@@ -212,11 +221,6 @@ impl Guard {
             std::future::pending::<()>().await;
         }
     }
-}
-
-fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|one| one.type_ == "Ready" && one.status == "True")
 }
 
 /// Where the node's kubelet answers.

@@ -4,16 +4,17 @@
 //!
 //! What is decided here is what the EndpointSlices say of one pod, and up to which revision the proxies must have them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use api::core::{Pod, Service};
+use api::core::{Node, Pod, Service};
 use api::discovery::{Endpoint, EndpointSlice};
 use api::{Kind, Name, Objects};
 
+use api::pod::ROLLOUT_GUARD;
+
 use crate::endpointslice::services_of;
 
-/// The annotation of pods: `off`, or the longest wait such as `2s` or `500ms`.
-pub const ANNOTATION: &str = "rhumb.dev/rollout-guard";
 /// The condition of pods behind Services: whether every node's proxy sends connections to it.
 pub const REACHABLE: &str = "rhumb.dev/Reachable";
 /// The longest wait unless the annotation says otherwise; a quarter of upstream's default grace period is more.
@@ -39,7 +40,7 @@ pub enum Standing {
 #[must_use]
 pub fn budget(pod: &Pod, grace: Duration) -> Duration {
     let annotations = pod.meta().annotations.as_ref();
-    let asked = annotations.and_then(|all| all.get(ANNOTATION)).map(String::as_str);
+    let asked = annotations.and_then(|all| all.get(ROLLOUT_GUARD)).map(String::as_str);
     let wanted = match asked {
         Some("off") => Duration::ZERO,
         Some(text) => api::duration::parse(text).unwrap_or(BUDGET_MAX),
@@ -56,6 +57,24 @@ pub fn services(services: &Objects<Service>, pod: &Pod) -> Vec<Name> {
         spec.is_some_and(|spec| spec.publish_not_ready_addresses != Some(true))
     };
     services_of(services, pod).filter(follows_readiness).collect()
+}
+
+/// The nodes that must confirm for a pod of the node `own`: this one, and all that are ready and not silent. Who cannot be
+/// reached sends no connections that could be lost, and would use up every wait.
+pub fn live<'a>(
+    nodes: &'a Objects<Node>,
+    own: &'a str,
+    silent: &'a BTreeSet<String>,
+) -> impl Iterator<Item = &'a Node> {
+    let is_live = move |node: &&Node| {
+        node.name() == own || is_ready_node(node) && !silent.contains(node.name())
+    };
+    nodes.values().map(AsRef::as_ref).filter(is_live)
+}
+
+fn is_ready_node(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|one| one.type_ == "Ready" && one.status == "True")
 }
 
 /// Whether new connections of one Service with these slices pass by `pod`, which began to go `since` ago.
@@ -141,7 +160,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     fn pod(annotation: Option<&str>) -> Pod {
-        let annotations = annotation.map(|text| json!({ ANNOTATION: text }));
+        let annotations = annotation.map(|text| json!({ ROLLOUT_GUARD: text }));
         serde_json::from_value(json!({
             "metadata": {"name": "a", "namespace": "n", "uid": "a", "labels": {"app": "web"}, "annotations": annotations},
             "status": {"podIP": "10.244.0.2", "podIPs": [{"ip": "10.244.0.2"}]},
@@ -183,6 +202,25 @@ mod tests {
         assert_eq!(budget(&pod(Some("50ms")), seconds(30)), Duration::from_millis(50));
         assert_eq!(budget(&pod(Some("soon")), seconds(30)), BUDGET_MAX);
         assert_eq!(budget(&pod(None), Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn nodes_that_are_silent_or_not_ready_are_not_waited_for() {
+        let node = |(name, ready): (&str, &str)| -> (Name, Arc<Node>) {
+            let node: Node = serde_json::from_value(json!({"metadata": {"name": name},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}}))
+            .unwrap();
+            (node.object_name(), Arc::new(node))
+        };
+        let all = [("n1", "False"), ("n2", "True"), ("n3", "Unknown"), ("n4", "True")];
+        let all: Objects<Node> = all.into_iter().map(node).collect();
+        let live = |silent: &[&str]| {
+            let silent = silent.iter().map(|name| (*name).to_owned()).collect();
+            live(&all, "n1", &silent).map(|node| node.name().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(live(&[]), ["n1", "n2", "n4"]);
+        assert_eq!(live(&["n4", "n3"]), ["n1", "n2"]);
+        assert_eq!(live(&["n1", "n2", "n4"]), ["n1"], "this one speaks for itself");
     }
 
     #[test]

@@ -59,6 +59,15 @@ impl Sources {
             namespaces: Reflector::start(client, ListParams::default()),
         }
     }
+
+    fn of_guard(&self, silence: Silence) -> node::guard::Sources {
+        node::guard::Sources {
+            services: self.services.clone(),
+            slices: self.slices.clone(),
+            nodes: self.nodes.clone(),
+            silence,
+        }
+    }
 }
 
 /// How far the parts of the agent that carry connections are with the EndpointSlices.
@@ -127,13 +136,9 @@ async fn serve(args: Agent) -> Result<()> {
 
     let handle = KubeletHandle::new();
     let runtime = open_runtime(&args, &name).await?;
-    start_streams(&args, &handle, &runtime, (settings, applied.all(), silence), &shutdown).await?;
-    let of_guard = node::guard::Sources {
-        services: sources.services.clone(),
-        slices: sources.slices.clone(),
-        nodes: sources.nodes.clone(),
-    };
-    let guard = Guard::new(&name, of_guard, applied.all(), kubeconfig.tls()?);
+    let of_streams = (settings, applied.all(), silence.clone());
+    start_streams(&args, &handle, &runtime, of_streams, &shutdown).await?;
+    let guard = Guard::new(&name, sources.of_guard(silence), applied.all(), kubeconfig.tls()?);
     let options = kubelet::Options {
         guard: Some(guard),
         ..kubelet_options(&args, (name, ip), network, runtime, handle)

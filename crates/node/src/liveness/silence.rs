@@ -114,6 +114,14 @@ impl Silence {
         });
     }
 
+    /// Waits until a node has fallen silent.
+    pub async fn falls(&self, node: &str) {
+        let mut follow = self.silent.subscribe();
+        if follow.wait_for(|silent| silent.contains(node)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Leaves exactly these alone.
     pub fn set(&self, silent: BTreeSet<String>) {
         self.counts.silent.set(i64::try_from(silent.len()).unwrap_or(i64::MAX));
@@ -138,6 +146,16 @@ impl Silence {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_a_node_to_fall_silent_is_told() {
+        let silence = Silence::default();
+        let falls = |node| tokio::time::timeout(std::time::Duration::ZERO, silence.falls(node));
+        assert!(falls("n2").await.is_err());
+        silence.set(BTreeSet::from(["n2".to_owned()]));
+        assert!(falls("n2").await.is_ok());
+        assert!(falls("n3").await.is_err());
+    }
 
     #[test]
     fn metrics_say_what_it_costs() {
