@@ -1,7 +1,7 @@
 //! Connection tracking through ctnetlink: lists flows and deletes single ones.
 //!
 //! UDP has no handshake: a client that keeps sending keeps its flow alive, to wherever it was first translated. A TCP
-//! connection leads where it led when it began.
+//! connection leads where it led when it began, also while it is tried again because nobody answers.
 //! Upstream counterpart: `pkg/proxy/conntrack`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,6 +25,7 @@ const TCP_STATE: u16 = 1;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
+const STATUS_MASK: u16 = 26;
 const FILTER_ORIGINAL_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
 /// Of a filter: the protocol's number must be as given.
@@ -34,7 +35,10 @@ const TUPLE_PROTO: u16 = 2;
 const PROTO_NUMBER: u16 = 1;
 const PROTO_SOURCE: u16 = 2;
 const PROTO_DESTINATION: u16 = 3;
+const STATUS_ANSWERED: u32 = 1 << 1;
 const STATUS_DNAT: u32 = 1 << 5;
+/// The state of TCP in which only a first packet was seen: SYN sent.
+const TCP_BEGINS: u8 = 1;
 /// States of TCP in which a connection is over: time wait, close.
 const TCP_OVER: [u8; 2] = [7, 8];
 /// A dump that changes came into is tried again this often; flows that came meanwhile are the next round's.
@@ -76,6 +80,8 @@ pub struct Flow {
     pub translated: bool,
     /// Whether it is only remembered: both sides closed it, or one reset it. Never for UDP.
     pub is_over: bool,
+    /// Whether nobody has answered a TCP connection's first packet yet.
+    pub begins: bool,
     zone: Option<u16>,
     id: Option<u32>,
 }
@@ -106,6 +112,29 @@ impl Conntrack {
         family: Family,
         protocol: Protocol,
     ) -> Result<Vec<Flow>, NetfilterError> {
+        self.list(family, protocol, |_| {})
+    }
+
+    /// The TCP connections of a family whose destination was translated, and that nobody has answered yet.
+    ///
+    /// # Errors
+    /// As [`Self::flows`].
+    pub fn unanswered(&mut self, family: Family) -> Result<Vec<Flow>, NetfilterError> {
+        // Kernels before 5.19 ignore the mask, and list all.
+        let mut flows = self.list(family, Protocol::Tcp, |builder| {
+            builder.be32(STATUS, STATUS_DNAT);
+            builder.be32(STATUS_MASK, STATUS_DNAT | STATUS_ANSWERED);
+        })?;
+        flows.retain(|flow| flow.translated && flow.begins);
+        Ok(flows)
+    }
+
+    fn list(
+        &mut self,
+        family: Family,
+        protocol: Protocol,
+        narrow: impl Fn(&mut Builder),
+    ) -> Result<Vec<Flow>, NetfilterError> {
         let mut flows = Vec::new();
         for _ in 0..DUMP_TRIES_MAX {
             self.socket.drain();
@@ -116,6 +145,7 @@ impl Conntrack {
             builder.begin(SUBSYSTEM << 8 | GET, flags, sequence, family_number(family), 0);
             if self.filters {
                 put_filter(&mut builder, protocol);
+                narrow(&mut builder);
             }
             builder.end();
             let whole = self.socket.dump(builder.bytes(), sequence, "list the flows", |reply| {
@@ -213,12 +243,25 @@ fn put_tuple(builder: &mut Builder, flow: &Flow) {
 fn decode(attributes: Attributes<'_>, protocol: Protocol) -> Option<Flow> {
     let (source, destination) = tuple(attributes.nested(TUPLE_ORIGINAL)?, protocol)?;
     let (answers, answered) = tuple(attributes.nested(TUPLE_REPLY)?, protocol)?;
-    let translated = attributes.be32(STATUS).is_some_and(|status| status & STATUS_DNAT != 0);
+    let status = attributes.be32(STATUS).unwrap_or(0);
+    let translated = status & STATUS_DNAT != 0;
     let tcp = attributes.nested(PROTOINFO).and_then(|info| info.nested(PROTOINFO_TCP));
     let state = tcp.and_then(|tcp| tcp.byte(TCP_STATE));
     let is_over = state.is_some_and(|state| TCP_OVER.contains(&state));
+    let begins = status & STATUS_ANSWERED == 0 && state == Some(TCP_BEGINS);
     let (zone, id) = (attributes.be16(ZONE), attributes.be32(ID));
-    Some(Flow { protocol, source, destination, answers, answered, translated, is_over, zone, id })
+    Some(Flow {
+        protocol,
+        source,
+        destination,
+        answers,
+        answered,
+        translated,
+        is_over,
+        begins,
+        zone,
+        id,
+    })
 }
 
 /// Source and destination of a tuple of this protocol.

@@ -15,11 +15,12 @@ mod progress;
 mod reset;
 mod sink;
 mod udp;
+mod unanswered;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::Objects;
 use api::core::{Node, Service};
@@ -99,6 +100,7 @@ pub struct Proxy {
     backend: Backend,
     others: Others,
     udp: udp::Cleaner,
+    unanswered: unanswered::Unanswered,
     resetter: reset::Resetter,
     health: Health,
     progress: Progress,
@@ -114,9 +116,10 @@ impl Proxy {
         let others = Others::open()?;
         let backend = Backend::open(settings)?;
         let udp = udp::Cleaner::open()?;
+        let unanswered = unanswered::Unanswered::open()?;
         let resetter = reset::Resetter::open()?;
         let progress = Progress::new();
-        Ok(Self { backend, others, udp, resetter, health, progress })
+        Ok(Self { backend, others, udp, unanswered, resetter, health, progress })
     }
 
     /// Makes the next apply look at what the kernel holds, also where that was done a moment ago.
@@ -152,9 +155,11 @@ impl Proxy {
         let views = self.backend.views();
         let told = self.resetter.look(views, applied.resets);
         self.progress.metrics.reset(told);
+        let led_anew = self.unanswered.look(views, applied.moved);
+        self.progress.metrics.led_anew(led_anew);
         self.health.publish(views.health(), &views.node().addresses);
-        let wait = self.backend.wait();
-        Ok(Next::After(self.resetter.wait().map_or(wait, |sooner| wait.min(sooner))))
+        let sooner = [self.resetter.wait(), self.unanswered.wait()].into_iter().flatten();
+        Ok(Next::After(sooner.fold(self.backend.wait(), Duration::min)))
     }
 }
 

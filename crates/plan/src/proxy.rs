@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::service::NodeView;
 
 pub use elements::{ChainId, SetId, udp_frontends};
-pub use fold::{Change, Dirty, FamilyChange, Fold, Snapshot, UdpFrontends};
+pub use fold::{Change, Dirty, FamilyChange, Fold, Frontends, Snapshot};
 pub use resets::{
     Lead, RESETS_SET, RESETS_TABLE, ResetFrontends, Resets, Step, reset_key, resets_table,
 };

@@ -31,6 +31,8 @@ pub struct Knock {
     pub at: Instant,
     /// Whether it was made.
     pub answered: bool,
+    /// How long it took: more than a second where the first try was not answered.
+    pub took: Duration,
 }
 
 /// Somebody who knocks until told to end.
@@ -74,7 +76,8 @@ fn knock(to: SocketAddrV4, ended: &AtomicBool) -> Result<Vec<Knock>> {
         }
         open.retain(|(at, socket)| {
             let settled = if at.elapsed() > PATIENCE { Some(false) } else { outcome(socket) };
-            done.extend(settled.map(|answered| Knock { at: *at, answered }));
+            let took = at.elapsed();
+            done.extend(settled.map(|answered| Knock { at: *at, answered, took }));
             settled.is_none()
         });
         std::thread::sleep(PAUSE);

@@ -31,6 +31,8 @@ pub enum Plan {
 pub(super) struct Applied {
     /// Whether everything was told, and not only what differs.
     pub(super) whole: bool,
+    /// Whether new connections may go elsewhere than before.
+    pub(super) moved: bool,
     /// Whether UDP flows may lead to the wrong place.
     pub(super) udp: bool,
     /// Whether TCP connections that are reset then may lead to endpoints that are gone.

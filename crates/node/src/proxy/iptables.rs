@@ -57,16 +57,17 @@ impl Iptables {
         blocking(|| match plan {
             Plan::Replace => {
                 let before = sink.replace(|family| fold.rules(family))?;
-                Ok(Applied { whole: true, udp: true, resets: true, before })
+                Ok(Applied { whole: true, moved: true, udp: true, resets: true, before })
             }
             Plan::Change(change) => {
                 let (udp, resets) = (change.udp, change.resets);
+                let moved = !change.families.is_empty();
                 for family in FAMILIES {
                     if let Some(delta) = change.families.get(&family) {
                         sink.change(family, delta)?;
                     }
                 }
-                Ok(Applied { udp, resets, ..Applied::default() })
+                Ok(Applied { moved, udp, resets, ..Applied::default() })
             }
         })
     }

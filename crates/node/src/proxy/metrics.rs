@@ -27,6 +27,7 @@ pub struct Metrics {
     service_changes: Counter,
     endpoint_changes: Counter,
     resets: Counter,
+    led_anew: Counter,
     last_sync: Gauge<f64, AtomicU64>,
     last_queued: Gauge<f64, AtomicU64>,
     /// What eBPF programs did; nothing in other modes.
@@ -71,6 +72,7 @@ impl Default for Metrics {
             service_changes: Counter::default(),
             endpoint_changes: Counter::default(),
             resets: Counter::default(),
+            led_anew: Counter::default(),
             last_sync: Gauge::default(),
             last_queued: Gauge::default(),
             ebpf: Default::default(),
@@ -104,11 +106,7 @@ impl Default for Metrics {
             "Changes of EndpointSlices",
             metrics.endpoint_changes.clone(),
         );
-        all.register(
-            "connections_reset",
-            "Connections to endpoints that were gone, which their Services asked to reset",
-            metrics.resets.clone(),
-        );
+        register_gone(&mut all, metrics.resets.clone(), metrics.led_anew.clone());
         all.register(
             "sync_full_proxy_rules_duration_seconds",
             "Seconds of a sync of everything",
@@ -129,6 +127,20 @@ impl Default for Metrics {
     }
 }
 
+/// About connections to endpoints that are gone.
+fn register_gone(all: &mut Registry, resets: Counter, led_anew: Counter) {
+    all.register(
+        "connections_reset",
+        "Connections to endpoints that were gone, which their Services asked to reset",
+        resets,
+    );
+    all.register(
+        "connections_led_anew",
+        "Connections that nobody answered, forgotten so that their next try goes elsewhere",
+        led_anew,
+    );
+}
+
 fn register_ebpf(all: &mut Registry, [connections, datagrams, left]: [Family<Labels, Counter>; 3]) {
     let ebpf = all.sub_registry_with_prefix("ebpf");
     ebpf.register("connections", "TCP connects led to an endpoint at their socket", connections);
@@ -146,6 +158,11 @@ impl Metrics {
     /// So many connections were reset.
     pub(super) fn reset(&self, connections: u64) {
         self.resets.inc_by(connections);
+    }
+
+    /// So many connections that nobody answered were forgotten.
+    pub(super) fn led_anew(&self, connections: u64) {
+        self.led_anew.inc_by(connections);
     }
 
     /// An EndpointSlice changed.

@@ -53,16 +53,17 @@ impl Nftables {
         match plan {
             Plan::Replace(tables) => {
                 let before = self.sink.replace(&tables)?;
-                Ok(Applied { whole: true, udp: true, resets: true, before })
+                Ok(Applied { whole: true, moved: true, udp: true, resets: true, before })
             }
             Plan::Change(change) => {
                 let (udp, resets) = (change.udp, change.resets);
+                let moved = !change.families.is_empty();
                 if change.families.is_empty() {
                     self.sink.sweep()?;
                 } else {
                     self.sink.change(change)?;
                 }
-                Ok(Applied { udp, resets, ..Applied::default() })
+                Ok(Applied { moved, udp, resets, ..Applied::default() })
             }
         }
     }

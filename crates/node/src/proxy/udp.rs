@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use kernel::conntrack::{Conntrack, Flow, Protocol};
-use plan::proxy::{FAMILIES, UdpFrontends, Views};
+use plan::proxy::{FAMILIES, Frontends, Views};
 
 use super::SinkError;
 
@@ -17,12 +17,12 @@ pub(super) struct Cleaner {
     conntrack: Conntrack,
     /// Frontends that were there and are not; kept so that late flows to them go too.
     retired: BTreeSet<SocketAddr>,
-    last: UdpFrontends,
+    last: Frontends,
 }
 
 impl Cleaner {
     pub(super) fn open() -> Result<Self, SinkError> {
-        let (retired, last) = (BTreeSet::new(), UdpFrontends::new());
+        let (retired, last) = (BTreeSet::new(), Frontends::new());
         Ok(Self { conntrack: Conntrack::open()?, retired, last })
     }
 
@@ -47,7 +47,7 @@ impl Cleaner {
         Ok(())
     }
 
-    fn is_stale(&self, flow: &Flow, now: &UdpFrontends, views: &Views) -> bool {
+    fn is_stale(&self, flow: &Flow, now: &Frontends, views: &Views) -> bool {
         if let Some(endpoints) = now.get(&flow.destination) {
             return !endpoints.contains(&flow.answers);
         }

@@ -17,6 +17,8 @@ use super::topology::group;
 
 /// How long a client waits where an answer must come: only a failure takes so long.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// How long where the kernel's second or third try brings it.
+const LATE_ANSWER_MAX: Duration = Duration::from_secs(20);
 /// How long it waits where none may come.
 const SILENCE: Duration = Duration::from_millis(120);
 /// Where pods listen.
@@ -148,6 +150,11 @@ impl Asker<'_> {
     /// Asks where an answer must come.
     pub(crate) fn ask(&self, protocol: Protocol, to: SocketAddr) -> Reply {
         within(self.netns, || ask(protocol, self.source, to, ANSWER_MAX))
+    }
+
+    /// Asks by TCP where an answer comes at a later try only.
+    pub(crate) fn ask_patiently(&self, to: SocketAddr) -> Reply {
+        within(self.netns, || ask(Protocol::Tcp, self.source, to, LATE_ANSWER_MAX))
     }
 
     /// Asks where no answer may come.

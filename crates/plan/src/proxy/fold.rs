@@ -82,8 +82,8 @@ impl Change {
     }
 }
 
-/// Where UDP flows to a frontend may lead.
-pub type UdpFrontends = BTreeMap<SocketAddr, BTreeSet<SocketAddr>>;
+/// Where new connections, or UDP flows, to a frontend may lead.
+pub type Frontends = BTreeMap<SocketAddr, BTreeSet<SocketAddr>>;
 
 /// Who claims an element.
 type Claims = BTreeMap<(SetId, Key), Claim<Value>>;
@@ -224,7 +224,7 @@ impl Fold {
 
     /// Where UDP flows to each frontend may lead.
     #[must_use]
-    pub fn udp(&self) -> UdpFrontends {
+    pub fn udp(&self) -> Frontends {
         self.views.udp()
     }
 

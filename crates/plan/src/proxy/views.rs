@@ -1,15 +1,16 @@
 //! The Services as this node sees them, kept in step with snapshots: what every data plane is planned from.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use api::core::Service;
 use api::discovery::EndpointSlice;
 use api::{Name, Objects};
 use imbl::ordmap::DiffItem;
 
 use super::Settings;
-use super::fold::{Dirty, Snapshot, UdpFrontends};
+use super::fold::{Dirty, Frontends, Snapshot};
 use super::resets::ResetFrontends;
 use crate::service::{
     Action, NodeView, Protocol, Reset, ServiceView, Surroundings, service_of, view,
@@ -115,7 +116,8 @@ impl Views {
     /// Reads a Service anew. Empty when it is gone, or nothing of this proxy's.
     pub fn look(&mut self, name: &Name) -> (ServiceView, Touched) {
         let view = self.view(name);
-        let new = Facts { udp: udp(&view), health: view.health, resets: resets(&view) };
+        let udp = endpoints(&view, Protocol::Udp).collect();
+        let new = Facts { udp, health: view.health, resets: resets(&view) };
         let old = self.facts.get(name);
         let touched = Touched {
             udp: old.map_or(!new.udp.is_empty(), |old| old.udp != new.udp),
@@ -141,10 +143,31 @@ impl Views {
 
     /// Where UDP flows to each frontend may lead.
     #[must_use]
-    pub fn udp(&self) -> UdpFrontends {
-        let mut frontends = UdpFrontends::new();
+    pub fn udp(&self) -> Frontends {
+        let mut frontends = Frontends::new();
         for (frontend, endpoints) in self.facts.values().flat_map(|facts| &facts.udp) {
             frontends.entry(*frontend).or_default().extend(endpoints);
+        }
+        frontends
+    }
+
+    /// Where new TCP connections to these addresses may lead; those that no Service has are left out.
+    ///
+    /// Asked for few addresses and seldom, so that the Services are looked through, and no second list of all is kept.
+    #[must_use]
+    pub fn tcp(&self, to: &BTreeSet<SocketAddr>) -> Frontends {
+        let addresses: BTreeSet<IpAddr> = to.iter().map(SocketAddr::ip).collect();
+        let ports: BTreeSet<i32> = to.iter().map(|to| to.port().into()).collect();
+        let mut frontends = Frontends::new();
+        for (name, service) in &self.seen.services {
+            if !may_have(service, &addresses, &ports) {
+                continue;
+            }
+            for (frontend, endpoints) in endpoints(&self.view(name), Protocol::Tcp) {
+                if to.contains(&frontend) {
+                    frontends.entry(frontend).or_default().extend(endpoints);
+                }
+            }
         }
         frontends
     }
@@ -208,16 +231,33 @@ fn resets(view: &ServiceView) -> Vec<(SocketAddr, Reset)> {
     resets.filter_map(|frontend| Some((frontend.address, frontend.reset.clone()?))).collect()
 }
 
-fn udp(view: &ServiceView) -> Vec<(SocketAddr, Vec<SocketAddr>)> {
-    let frontends = view.frontends.iter().filter(|frontend| frontend.protocol == Protocol::Udp);
-    frontends
-        .map(|frontend| {
-            let endpoints = match &frontend.action {
-                Action::Reject | Action::Drop => Vec::new(),
-                Action::Forward { endpoints, .. } => endpoints.clone(),
-                Action::Split { inside, outside, .. } => [inside.as_slice(), outside].concat(),
-            };
-            (frontend.address, endpoints)
-        })
-        .collect()
+/// Where new connections to each frontend of a protocol may lead.
+fn endpoints(
+    view: &ServiceView,
+    protocol: Protocol,
+) -> impl Iterator<Item = (SocketAddr, Vec<SocketAddr>)> {
+    let frontends = view.frontends.iter().filter(move |frontend| frontend.protocol == protocol);
+    frontends.map(|frontend| {
+        let endpoints = match &frontend.action {
+            Action::Reject | Action::Drop => Vec::new(),
+            Action::Forward { endpoints, .. } => endpoints.clone(),
+            Action::Split { inside, outside, .. } => [inside.as_slice(), outside].concat(),
+        };
+        (frontend.address, endpoints)
+    })
+}
+
+/// Whether a Service may answer at one of these addresses, or on one of these ports of a node.
+fn may_have(service: &Service, addresses: &BTreeSet<IpAddr>, ports: &BTreeSet<i32>) -> bool {
+    let spec = service.spec.iter();
+    let balancer = service.status.iter().filter_map(|status| status.load_balancer.as_ref());
+    let ingress = balancer.flat_map(|balancer| balancer.ingress.iter().flatten());
+    let own = spec.clone().flat_map(|spec| {
+        spec.cluster_ips.iter().chain(&spec.external_ips).flatten().chain(&spec.cluster_ip)
+    });
+    let mut all = own.chain(ingress.filter_map(|one| one.ip.as_ref()));
+    let is_asked = |text: &String| text.parse().is_ok_and(|address| addresses.contains(&address));
+    let mut node_ports =
+        spec.flat_map(|spec| spec.ports.iter().flatten()).filter_map(|port| port.node_port);
+    all.any(is_asked) || node_ports.any(|port| ports.contains(&port))
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::copies::Copies;
 use super::{Cluster, NODES, node_name};
 use crate::action::ObjectKind;
-use crate::proxy::{Dirty, Fold, Settings, Snapshot, UdpFrontends};
+use crate::proxy::{Dirty, Fold, Frontends, Settings, Snapshot};
 
 /// A proxy and its kernel.
 pub(super) struct NodeModel {
@@ -21,7 +21,7 @@ pub(super) struct NodeModel {
     /// Whether the kernel holds what the fold says, as far as the proxy knows.
     is_known: bool,
     /// Where the kernel's rules lead UDP.
-    leads: UdpFrontends,
+    leads: Frontends,
     /// Flows: frontend and endpoint.
     flows: BTreeSet<(SocketAddr, SocketAddr)>,
 }
@@ -52,7 +52,7 @@ impl NodeModel {
             fold: Fold::new(settings(name)),
             kernel: BTreeMap::new(),
             is_known: false,
-            leads: UdpFrontends::new(),
+            leads: Frontends::new(),
             flows: BTreeSet::new(),
         }
     }

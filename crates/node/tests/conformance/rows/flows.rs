@@ -1,8 +1,12 @@
 //! What lasts longer than one packet: tracked flows and session affinity.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
+use kernel::conntrack::Conntrack;
+use kernel::netns;
 use net::nft::Family;
 use plan::proxy::FAMILIES;
 use plan::service::Protocol;
@@ -13,7 +17,7 @@ use crate::topology::{node_ip, on_link};
 use crate::traffic::{Asker, Conversation, Reply, UdpFlow};
 use crate::world::{PROTOCOLS, World, source};
 
-pub(super) const ROWS: [Row; 17] = [
+pub(super) const ROWS: [Row; 18] = [
     row("UDP conntrack", "an endpoint is removed: its flows go to another", udp_removed),
     row("UDP conntrack", "an endpoint only drains: its flows go to a ready one", udp_draining),
     row("UDP conntrack", "the last endpoint goes: flows are refused", udp_none),
@@ -23,6 +27,11 @@ pub(super) const ROWS: [Row; 17] = [
     row("UDP conntrack", "the same, while the agent was dead", udp_while_dead),
     row("UDP conntrack", "unaffected flows survive changes and a restart", udp_survives),
     row("TCP to a removed endpoint", "left alone", tcp_left_alone),
+    row(
+        "TCP to a removed endpoint",
+        "nobody has answered yet: the client's next try goes to another",
+        tcp_unanswered,
+    ),
     row(
         "TCP to a removed endpoint",
         "opt-in reset after grace, at every kind of address; idle ends learn it, too",
@@ -230,6 +239,64 @@ fn tcp_left_alone(world: &mut World) {
     }
 }
 
+/// Asks in the background, for as long as the kernel's later tries take.
+fn patient(world: &World, from: &str, to: SocketAddr) -> JoinHandle<Reply> {
+    let (path, source) = (world.path(from), source(from, Family::of(&to.ip())));
+    spawn(move || Asker { netns: &path, source }.ask_patiently(to))
+}
+
+/// Waits until n1's connection tracking has unanswered connections to exactly these.
+fn waits_for(world: &mut World, family: Family, wanted: &BTreeSet<SocketAddr>) {
+    let began = Instant::now();
+    loop {
+        let list = || Conntrack::open().unwrap().unanswered(family).unwrap();
+        let flows = netns::within(&world.path("n1"), list).unwrap();
+        let found: BTreeSet<SocketAddr> = flows.iter().map(|flow| flow.destination).collect();
+        if found == *wanted {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{found:?}, and not {wanted:?}");
+        std::thread::sleep(Duration::from_millis(20));
+        world.settle();
+    }
+}
+
+fn tcp_unanswered(world: &mut World) {
+    let web = |pod| service(10, &[pod]).node_port(30080).balanced("VIP");
+    let other = || service(11, &["a"]).node_port(30090);
+    // Where a socket itself is led, its tries are, too: they are not this row's.
+    let is_led = world.mode.name() == "eBPF";
+    for family in FAMILIES {
+        world.apply(&[web("a"), other()]);
+        world.nft("a", "add table inet silent; add chain inet silent in { type filter hook input priority 0; }; add rule inet silent in tcp dport 8080 drop");
+        let inside = cluster(family, 10, Protocol::Tcp);
+        let node = |number| SocketAddr::new(node_ip(family, "n1"), number);
+        let mut targets =
+            vec![("client", node(30080)), ("client", SocketAddr::new(balancer_ip(family, 10), 80))];
+        if !is_led {
+            targets.extend([("b", inside), ("n1", inside)]);
+        }
+        let asked = |(from, to): &(&str, SocketAddr)| patient(world, from, *to);
+        let asks: Vec<_> = targets.iter().map(asked).collect();
+        let left = patient(world, "client", node(30090));
+        let mut waiting: BTreeSet<SocketAddr> = targets.iter().map(|(_, to)| *to).collect();
+        waiting.insert(node(30090));
+        waits_for(world, family, &waiting);
+        world.apply(&[web("c"), other()]);
+        for (ask, target) in asks.into_iter().zip(&targets) {
+            // The agents look a moment after a change.
+            while !ask.is_finished() {
+                world.settle();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert_eq!(ask.join().unwrap().name(), "c", "{target:?}");
+        }
+        waits_for(world, family, &[node(30090)].into());
+        world.nft("a", "delete table inet silent");
+        assert_eq!(left.join().unwrap().name(), "a", "it is still the right endpoint");
+    }
+}
+
 const ALL: [&str; 4] = ["a", "c", "d", "e"];
 
 /// Who answers every time that this client asks at these addresses.
@@ -261,7 +328,7 @@ fn each(mut check: impl FnMut(Family, Protocol)) {
 fn sticky(world: &mut World) {
     world.apply(&[dns(&ALL).sticky(600)]);
     each(|family, protocol| {
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for from in ["a", "b", "n1", "client"] {
             seen.insert(same(world, from, protocol, &sticky_targets(family, protocol)));
         }
