@@ -1,7 +1,7 @@
 """What a connection through a Service costs: a pod, a node that forwards and has the rules, and pods that answer.
 
 Three namespaces for each way of having rules: a client, a node, a server with four addresses. *Direct* is the same three
-without any rule, in turn to the same four addresses; *pod address* is the same node with Rhumb's rules, past the Service. *Mode ebpf* is the same with the programs at the client's sockets.
+without any rule, in turn to the same four addresses; *pod address* is the same node with Rhumb's rules, past the Service. *Mode ebpf* is the same with the programs at the client's sockets and at both links.
 Every server has two listeners for each address. Connects are timed one after another; new connections a second are of
 eight clients at once. The ways take turns, and each round's figures are divided by its own *direct*.
 """
@@ -21,16 +21,16 @@ ROUNDS = 7
 
 @contextlib.contextmanager
 def triple(name):
-    """A client, a node and a server; gives the words to run in each."""
+    """A client, a node and a server, linked as pods are; gives the words to run in each."""
     with netns(f"{name}-c", f"{name}-n", f"{name}-s") as (client, node, server):
         node_name = node[1].rsplit("/", 1)[1]
         for side, inside in (("c", client), ("s", server)):
-            there = inside[1].rsplit("/", 1)[1]
-            run("ip", "-n", node_name, "link", "add", side, "type", "veth", "peer", "name", "eth0", "netns", there)
-            run("ip", "-n", node_name, "link", "set", side, "up")
+            there, link = inside[1].rsplit("/", 1)[1], f"pod-{side}"
+            run("ip", "-n", node_name, "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", there)
+            run("ip", "-n", node_name, "link", "set", link, "up")
             run("ip", "-n", there, "link", "set", "eth0", "up")
             subnet = "10.191.1" if side == "c" else "10.191.2"
-            run("ip", "-n", node_name, "addr", "add", f"{subnet}.1/24", "dev", side)
+            run("ip", "-n", node_name, "addr", "add", f"{subnet}.1/24", "dev", link)
             for address in [CLIENT] if side == "c" else SERVERS:
                 run("ip", "-n", there, "addr", "add", f"{address}/24", "dev", "eth0")
             run("ip", "-n", there, "route", "add", "default", "via", f"{subnet}.1")

@@ -26,13 +26,19 @@ INLINE struct frontend *frontend_of(const struct tuple *tuple)
 	return map_lookup(&frontends6, &key6);
 }
 
-/* Pods of other nodes come in from outside, too: the rules underneath know what is due to them. */
-INLINE int is_pod(const struct tuple *tuple)
+INLINE int is_pod(__u8 family, const __be32 *address)
 {
-	struct range_key key = {.length = tuple->family == 4 ? 32 : 128};
+	struct range_key key = {.length = family == 4 ? 32 : 128};
 
-	__builtin_memcpy(key.address, tuple->source, 16);
-	return tuple->family == 4 ? !!map_lookup(&pods4, &key) : !!map_lookup(&pods6, &key);
+	__builtin_memcpy(key.address, address, 16);
+	return family == 4 ? !!map_lookup(&pods4, &key) : !!map_lookup(&pods6, &key);
+}
+
+/* Only TCP says where a flow begins: no answer to one that the rules underneath translate is taken for a first packet. */
+INLINE int is_between_pods(const struct tuple *tuple)
+{
+	return tuple->protocol == IPPROTO_TCP && is_pod(tuple->family, tuple->source) &&
+	       is_pod(tuple->family, tuple->destination);
 }
 
 /* Equal on all nodes, in all versions: they share the clients of an address. */
@@ -165,7 +171,7 @@ INLINE int take_port(struct __sk_buff *skb, struct tuple *to, const struct track
 	return 0;
 }
 
-/* The audience that a link's clients belong to. */
+/* The audience of a link's clients. Pods of other nodes come in from outside, too: the rules underneath know their due. */
 INLINE int audience_of(struct __sk_buff *skb, const struct tuple *tuple, __u32 *audience)
 {
 	__u32 link = skb->ifindex;
@@ -174,7 +180,7 @@ INLINE int audience_of(struct __sk_buff *skb, const struct tuple *tuple, __u32 *
 	if (!device || device->audience >= AUDIENCES)
 		return 0;
 	*audience = device->audience;
-	return *audience != OUTSIDE || !is_pod(tuple);
+	return *audience != OUTSIDE || !is_pod(tuple->family, tuple->source);
 }
 
 /* Two entries: what becomes of the client's packets is in the work, with the endpoint and the client's own source. */
@@ -193,38 +199,52 @@ INLINE int remember(struct __sk_buff *skb, const struct packet *packet, struct w
 	return !map_update(&tracked, &packet->tuple, there, BPF_ANY);
 }
 
-/* Leads a new flow to an endpoint, if it is to a Service that is carried here. */
+/* The endpoint of a new flow to a Service, if that is carried here. */
+INLINE int lead(struct __sk_buff *skb, const struct tuple *tuple, const struct frontend *frontend, struct track *there,
+		int *masqueraded)
+{
+	struct choice choice;
+
+	if (!audience_of(skb, tuple, &there->audience) || there->audience >= AUDIENCES)
+		return 0;
+	choice = frontend->choices[there->audience];
+	if (!choice.count || frontend->affinity_s || !choose(tuple, &choice, &there->to))
+		return 0;
+	there->set = choice.set;
+	*masqueraded = choice.flags & CHOICE_MASQUERADE || is_same(there->to.source, there->to.destination);
+	return 1;
+}
+
+/* New flows are led to endpoints. Of those between pods nothing changes but the way: past netfilter. */
 INLINE int begin(struct __sk_buff *skb, const struct packet *packet, struct work *work, struct tuple *to)
 {
 	const struct tuple *tuple = &packet->tuple;
 	struct track *there = &work->there;
 	struct frontend *frontend;
-	struct choice choice;
-	int masqueraded;
+	int masqueraded = 0;
 
 	if (!begins(packet) || packet->part == LATER || packet->hops <= 1)
 		return 0;
 	frontend = frontend_of(tuple);
-	if (!frontend)
+	if (!frontend && !is_between_pods(tuple))
 		return 0;
 	__builtin_memset(there, 0, sizeof(*there));
 	there->to = *tuple;
 	there->begun_ns = there->seen_ns = now_ns();
-	if (!audience_of(skb, tuple, &there->audience) || there->audience >= AUDIENCES)
-		goto left;
-	choice = frontend->choices[there->audience];
-	if (!choice.count || frontend->affinity_s || !choose(tuple, &choice, &there->to))
+	if (frontend && !lead(skb, tuple, frontend, there, &masqueraded))
 		goto left;
 	if (!find_way(skb, &there->to, ANY_SIZE, &work->way))
 		goto left;
-	there->set = choice.set;
-	masqueraded = choice.flags & CHOICE_MASQUERADE || is_same(there->to.source, there->to.destination);
 	if (!remember(skb, packet, work, masqueraded))
 		goto left;
 	*to = there->to;
-	count(tuple->family == 4 ? FLOWS4 : FLOWS6);
+	if (frontend)
+		count(tuple->family == 4 ? FLOWS4 : FLOWS6);
+	else
+		count(tuple->family == 4 ? DIRECT4 : DIRECT6);
 	return 1;
 left:
-	count(tuple->family == 4 ? LEFT4 : LEFT6);
+	if (frontend)
+		count(tuple->family == 4 ? LEFT4 : LEFT6);
 	return 0;
 }

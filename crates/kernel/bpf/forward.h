@@ -115,4 +115,6 @@ enum {
 	PACKETS4, /* of such flows, in both directions */
 	PACKETS6,
 	PORTLESS, /* no port was free for masquerade */
+	DIRECT4, /* flows between pods */
+	DIRECT6,
 };

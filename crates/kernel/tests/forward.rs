@@ -61,6 +61,43 @@ fn netfilter_sees_nothing_of_these_flows() {
 }
 
 #[test]
+fn pods_reach_each_other_past_netfilter() {
+    let lab = Lab::new("direct");
+    lab.node("nft add table inet seen");
+    lab.node("nft add chain inet seen packets { type filter hook prerouting priority -300; }");
+    lab.node("nft add rule inet seen packets meta l4proto tcp counter drop");
+    for family in FAMILIES {
+        let direct = || lab.counted(Counter::Direct4) + lab.counted(Counter::Direct6);
+        for (from, to, name) in [("pod", family.far, "far"), ("far", family.pod, "pod")] {
+            let before = direct();
+            let source = ip(if from == "pod" { family.pod } else { family.far });
+            assert_eq!(lab.ask(from, at(to, PORT)), Some((name.to_owned(), source)));
+            assert_eq!(direct(), before + 1);
+        }
+        // Of others nothing is changed that is to no Service.
+        assert_eq!(lab.ask("client", at(family.pod, PORT)), None);
+    }
+}
+
+#[test]
+fn answers_to_what_netfilter_translated_are_left_to_it() {
+    let lab = Lab::new("answers");
+    lab.node("nft add table inet foreign");
+    lab.node("nft add chain inet foreign lead { type nat hook prerouting priority -100; }");
+    for family in FAMILIES {
+        let (vip, far) = (family.vip, at(family.far, PORT));
+        let word = if far.is_ipv4() { "ip" } else { "ip6" };
+        for protocol in ["tcp", "udp"] {
+            let what = format!("{word} daddr {vip} {protocol} dport 80 dnat {word} to {far}");
+            lab.node(&format!("nft add rule inet foreign lead {what}"));
+        }
+        let expected = Some(("far".to_owned(), ip(family.pod)));
+        assert_eq!(lab.ask("pod", at(vip, 80)), expected);
+        assert_eq!(lab.ask_udp("pod", at(vip, 80)), expected);
+    }
+}
+
+#[test]
 fn pods_reach_services_and_themselves() {
     let mut lab = Lab::new("pods");
     for family in FAMILIES {

@@ -313,6 +313,10 @@ pub enum Counter {
     Packets6,
     /// Flows left to the rules underneath because no port was free for masquerade.
     Portless,
+    /// TCP flows between pods that pass netfilter by, IPv4.
+    Direct4,
+    /// The same, IPv6.
+    Direct6,
 }
 
 /// What the programs are told, and what they count.

@@ -53,7 +53,8 @@ impl Agent {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
         let health = Health::start("127.0.0.1:0".parse()?, CancellationToken::new());
-        let settings = Settings { mode: Mode::Ebpf, ebpf: place.clone(), ..settings()? };
+        let settings =
+            Settings { mode: Mode::Ebpf, ebpf: place.clone(), ebpf_links: true, ..settings()? };
         let proxy = Proxy::open(settings, health)?;
         drop(guard);
         Ok(Self { runtime, proxy })
