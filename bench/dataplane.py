@@ -1,22 +1,40 @@
 """What a connection through a Service costs: a pod, a node that forwards and has the rules, and pods that answer.
 
-Three namespaces for each way of having rules: a client, a node, a server with four addresses. *Direct* is the same three
-without any rule, in turn to the same four addresses; *pod address* is the same node with Rhumb's rules, past the Service. *Mode ebpf* is the same with the programs at the client's sockets and at both links.
-Every server has two listeners for each address. Connects are timed one after another; new connections a second are of
-eight clients at once. The ways take turns, and each round's figures are divided by its own *direct*.
+Three namespaces for each way of having rules: a client, a node, a server with four addresses, linked as pods are. *Direct* is
+the same three without any rule, in turn to the same four addresses; *pod address* is the node of mode nftables, past the
+Service. Modes are Rhumb's, loaded by its proxy; peers are the tools that kube-proxy's modes drive, with its chains. Every
+server has two listeners for each address. Connects and round trips are timed one after another; new connections are of eight
+clients at once, and the CPU for one is the whole machine's. The ways take turns, and each round's figures are divided by its
+own *direct*.
 """
 
 import contextlib
 import tempfile
+import time
 
 import peers
 import rules
-from lab import ebpf_place, netns, process, row, run, succeeds, tool, until
+from lab import ebpf_place, machine_busy, netns, process, row, run, succeeds, tool, until
 
 CLIENT, SERVERS = "10.191.1.2", [f"10.191.2.{host}" for host in range(2, 6)]
 CONNECTS = 4000
 CLIENTS = 8
 ROUNDS = 7
+MODES = ("nftables", "ebpf", "iptables nft", "iptables legacy")
+PEERS = {
+    "iptables-nft": (["iptables-nft-restore"], rules.iptables),
+    "iptables-legacy": (["iptables-legacy-restore"], rules.iptables),
+    "nft-chains": (["nft", "-f"], rules.nft),
+}
+CONNECT, RATE, WORK, ROUND, BULK = "TCP connect p50", "new connections", "CPU for a connection", "round trip p50", "throughput"
+# Of each, the unit and the targets of modes, relative to direct.
+TARGETS = {
+    CONNECT: ("µs", {"nftables": "≤ 1.25", "ebpf": "≤ 1.05"}),
+    RATE: ("/s", {"nftables": "≥ 0.85", "ebpf": "≥ 0.95"}),
+    WORK: ("µs", {}),
+    ROUND: ("µs", {}),
+    BULK: ("MB/s", {}),
+}
 
 
 @contextlib.contextmanager
@@ -66,50 +84,64 @@ def load_tool(node, words, text):
 
 
 def bench_dataplane(rhumb):
-    """TCP connect, new connections a second and throughput through a ClusterIP, relative to direct in the same round."""
+    """TCP connect, new connections, round trips and throughput through a ClusterIP in every mode, relative to direct in the same round."""
     program, proxy = tool(rhumb, "bench_net"), tool(rhumb, "bench_proxy")
     for services in (10, 1000, 10_000):
         with contextlib.ExitStack() as stack:
-            ways = {}
-            for name in ("direct", "rhumb", "ebpf", "iptables-nft", "iptables-legacy", "nft-chains"):
-                ways[name] = stack.enter_context(triple(name[:10]))
-            run(*ways["rhumb"][1], proxy, "load", services, *SERVERS)
+            ways = {name: stack.enter_context(triple(f"way{number}")) for number, name in enumerate(("direct", *MODES, *PEERS))}
+            run(*ways["nftables"][1], proxy, "load", services, *SERVERS)
+            for backend in ("nft", "legacy"):
+                run(*ways[f"iptables {backend}"][1], proxy, "iptables", backend, "load", services, *SERVERS, env=peers.environment())
             pins, group, inside = stack.enter_context(ebpf_place("connect", proxy))
             client, node, server = ways["ebpf"]
             run(*node, proxy, "ebpf", "load", services, pins, group, client[1].split("=", 1)[1], CLIENT, *SERVERS)
             ways["ebpf"] = ([*client, *inside], node, server)
-            load_tool(ways["iptables-nft"][1], ["iptables-nft-restore"], rules.iptables(services, 4, SERVERS))
-            load_tool(ways["iptables-legacy"][1], ["iptables-legacy-restore"], rules.iptables(services, 4, SERVERS))
-            load_tool(ways["nft-chains"][1], ["nft", "-f"], rules.nft(services, 4, SERVERS))
+            for name, (words, make) in PEERS.items():
+                load_tool(ways[name][1], words, make(services, 4, SERVERS))
             measure(services, ways, program)
 
 
+def per_connection(words):
+    """Connections a second, and the machine's work for one, in microseconds: of both ends and all between."""
+    begun, busy = time.monotonic(), machine_busy()
+    rate = float(run(*words).split()[1])
+    return rate, (machine_busy() - busy) * 1e6 / (rate * (time.monotonic() - begun))
+
+
 def measure(services, ways, program):
-    latency, rate, bulk = ({name: [] for name in [*ways, "pod address"]} for _ in range(3))
+    found = {what: {name: [] for name in [*ways, "pod address"]} for what in TARGETS}
     direct = [f"{address}:8080" for address in SERVERS]
     service = [f"{rules.service(services // 2)}:80"]
     places = {name: (client, direct if name == "direct" else service) for name, (client, *_) in ways.items()}
-    places["pod address"] = (ways["rhumb"][0], direct)
+    places["pod address"] = (ways["nftables"][0], direct)
     with answering(ways, [program, "serve", *direct]):
         for name, (client, at) in places.items():
             run(*client, program, "connect", 500, *at)
         for _ in range(ROUNDS):
             for name, (client, at) in places.items():
-                latency[name].append(float(run(*client, program, "connect", CONNECTS, *at).split()[1]))
+                found[CONNECT][name].append(float(run(*client, program, "connect", CONNECTS, *at).split()[1]))
             for name, (client, at) in places.items():
-                rate[name].append(float(run(*client, program, "rate", CLIENTS, 1000, *at).split()[1]))
+                rate, work = per_connection([*client, program, "rate", CLIENTS, 1000, *at])
+                found[RATE][name].append(rate)
+                found[WORK][name].append(work)
+    with answering(ways, [program, "echo", *direct]):
+        for _ in range(ROUNDS):
+            for name, (client, at) in places.items():
+                found[ROUND][name].append(float(run(*client, program, "rounds", CONNECTS, at[0]).split()[1]))
     with answering(ways, ["python3", "-c", SWALLOW]):
         for _ in range(ROUNDS):
             for name, (client, at) in places.items():
-                bulk[name].append(float(run(*client, program, "bulk", at[0], 1).split()[1]))
-    for what, found, target, fast in (("TCP connect p50, relative to direct", latency, "≤ 1.25", "≤ 1.05"),
-                                      ("new connections a second, relative to direct", rate, "≥ 0.85", "≥ 0.95"),
-                                      ("throughput of one connection, relative to direct", bulk, "-", "-")):
-        ratios = {name: [value / base for value, base in zip(values, found["direct"])] for name, values in found.items()}
-        own, led = ratios.pop("rhumb"), ratios.pop("ebpf")
-        ratios.pop("direct")
-        row(f"{services:,} Services: {what}", own, "×", target, 2, **ratios)
-        row(f"{services:,} Services, mode ebpf: {what}", led, "×", fast, 2, nftables=own)
-    row(f"{services:,} Services: TCP connect p50", latency["rhumb"], "µs", "-", 1, direct=latency["direct"])
-    row(f"{services:,} Services: new connections, {CLIENTS} clients", rate["rhumb"], "/s", "-", 0, direct=rate["direct"])
-    row(f"{services:,} Services: throughput of one connection", bulk["rhumb"], "MB/s", "-", 0, direct=bulk["direct"])
+                found[BULK][name].append(float(run(*client, program, "bulk", at[0], 1).split()[1]))
+    for what, values in found.items():
+        tell(f"{services:,} Services", what, values)
+
+
+def tell(where, what, found):
+    """A row for each mode: its ratios to direct, beside those of the peers; and what direct was."""
+    unit, targets = TARGETS[what]
+    ratios = {name: [value / base for value, base in zip(values, found["direct"])] for name, values in found.items()}
+    others = {name: ratios[name] for name in ("pod address", *PEERS)}
+    for mode in MODES:
+        row(f"{where}, {mode}: {what}, relative to direct", ratios[mode], "×", targets.get(mode, "-"), 2, **others)
+        others = {}
+    row(f"{where}: {what}, direct", found["direct"], unit, "-", 1)

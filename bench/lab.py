@@ -157,6 +157,12 @@ def cpu_seconds(pid):
     return cpu_ticks(pid) / os.sysconf("SC_CLK_TCK")
 
 
+def machine_busy():
+    """Seconds that all processors together have worked, interrupts and other machines' share of ours included."""
+    ticks = [int(word) for word in pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
 def tool(rhumb, name):
     """A load program of `crates/*/examples`, built beside the binary."""
     found = pathlib.Path(rhumb).resolve().parent / "examples" / name

@@ -50,12 +50,16 @@ def bench_proxy(rhumb):
     program = tool(rhumb, "bench_proxy")
     for services, endpoints, rounds, peer_rounds in SIZES:
         own, led, others, late = [], [], {name: [] for name in PEERS}, []
+        chained = {"nft": [], "legacy": []}
         for attempt in range(max(rounds, peer_rounds)):
             if attempt < rounds:
                 with netns("rules") as (inside,):
                     own.append(json.loads(run(*inside, program, "measure", services, endpoints)))
                 with netns("rules") as (inside,), ebpf_place("rules", program) as (pins, group, _):
                     led.append(json.loads(run(*inside, program, "ebpf", "measure", services, endpoints, pins, group)))
+            for backend, found in chained.items() if attempt < min(1, peer_rounds) and services < 10_000 else ():
+                with netns("rules") as (inside,):
+                    found.append(json.loads(run(*inside, program, "iptables", backend, "measure", services, endpoints)))
             for name in PEERS if attempt < peer_rounds else ():
                 found = peer(name, services, endpoints)
                 others[name].append(found) if found else late.append(name)
@@ -77,3 +81,9 @@ def bench_proxy(rhumb):
         row(f"{what}: CPU for that change", [found["change_cpu"] * 1000 for found in led], "ms", "≤ 2", 3)
         row(f"{what}: take over after a restart", [found["takeover"] for found in led], "s", "-", 4)
         row(f"{what}: memory added", [found["memory_kib"] / 1000 for found in led], "MB", "≤ 60" if services == 10_000 else "-", 1)
+        for backend, found in chained.items():
+            if found:
+                name = f"iptables-{backend}"
+                also = f"{services:,} Services × {endpoints}, mode iptables ({backend})"
+                row(f"{also}: plan and load everything", [one["load"] for one in found], "s", "-", 4, **{f"{name}-restore": loaded[name]})
+                row(f"{also}: one endpoint changes, p50", [one["change"] * 1000 for one in found], "ms", "-", 3, **{f"{name}-restore": changed[name]})

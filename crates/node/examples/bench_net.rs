@@ -42,17 +42,43 @@ fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// `serve ADDRESS…`: accepts and closes at once.
-fn serve(addresses: &[SocketAddr]) -> Result<(), Failure> {
+/// `serve ADDRESS…` closes connections at once, `echo ADDRESS…` sends every byte back.
+fn listen(
+    addresses: &[SocketAddr],
+    take: impl Fn(TcpStream) + Copy + Send + 'static,
+) -> Result<(), Failure> {
     let mut threads = Vec::new();
     for address in addresses.iter().flat_map(|address| [address; LISTENERS]) {
         let listener = listener(*address)?;
-        threads.push(std::thread::spawn(move || listener.incoming().for_each(drop)));
+        threads.push(std::thread::spawn(move || listener.incoming().flatten().for_each(take)));
     }
     for thread in threads {
         thread.join().map_err(|_| "a listener failed")?;
     }
     Ok(())
+}
+
+/// Sends every byte back, until the client goes away.
+fn echo(stream: TcpStream) {
+    std::thread::spawn(move || {
+        let _ = stream.set_nodelay(true);
+        std::io::copy(&mut &stream, &mut &stream)
+    });
+}
+
+/// `rounds COUNT ADDRESS`: the times of a byte there and back, on one connection.
+fn rounds(count: u64, address: SocketAddr) -> Result<String, Failure> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let (mut times, mut byte) = (Vec::new(), [0]);
+    for _ in 0..count {
+        let start = Instant::now();
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        times.push(nanos(start.elapsed()));
+    }
+    Ok(summary(&mut times))
 }
 
 /// One connection: until the server has accepted and closed it, so that no client runs ahead of the listeners, then
@@ -213,7 +239,8 @@ fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let parts: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let line = match *parts.as_slice() {
-        ["serve", ref addresses @ ..] => return serve(&parsed(addresses)?),
+        ["serve", ref addresses @ ..] => return listen(&parsed(addresses)?, drop),
+        ["echo", ref addresses @ ..] => return listen(&parsed(addresses)?, echo),
         ["connect", count, ref addresses @ ..] if !addresses.is_empty() => {
             connect(count.parse()?, &parsed(addresses)?)?
         }
@@ -221,13 +248,18 @@ fn main() -> Result<(), Failure> {
             let time = Duration::from_millis(time.parse()?);
             rate(clients.parse()?, time, &parsed(addresses)?)?
         }
+        ["rounds", count, address] => rounds(count.parse()?, address.parse()?)?,
         ["bulk", address, seconds] => bulk(address.parse()?, seconds.parse()?)?,
         ["requests", address, clients, pause] => {
             requests(address.parse()?, clients.parse()?, Duration::from_millis(pause.parse()?))?
         }
         ["until", address] => until(address.parse()?)?,
         ["ask", server, name, count] => ask(server.parse()?, name, count.parse()?)?,
-        _ => return Err("which: serve, connect, rate, bulk, requests, until or ask".into()),
+        _ => {
+            return Err(
+                "which: serve, connect, rate, echo, rounds, bulk, requests, until or ask".into()
+            );
+        }
     };
     println!("{line}");
     Ok(())

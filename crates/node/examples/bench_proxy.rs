@@ -1,10 +1,11 @@
 //! Times of the proxy: first programming, one changed endpoint, takeover, memory. `bench/proxy.py` runs it beside peers.
 //!
 //! `bench_proxy measure SERVICES ENDPOINTS` runs in the network namespace it is started in, and so does `bench_proxy load
-//! SERVICES ENDPOINT…`, which leaves the rules there; `bench_proxy ebpf …` does the same in mode ebpf. Objects are in memory; what is timed is plan and kernel together.
+//! SERVICES ENDPOINT…`, which leaves the rules there; `bench_proxy ebpf …` and `bench_proxy iptables …` do the same in other
+//! modes. Objects are in memory; what is timed is plan and kernel together.
 
-#[path = "bench_proxy/ebpf.rs"]
-mod ebpf;
+#[path = "bench_proxy/agent.rs"]
+mod agent;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -167,7 +168,10 @@ fn main() -> anyhow::Result<()> {
             measure(services.parse()?, endpoints.parse()?)
         }
         [what, services, endpoints @ ..] if what == "load" => load(services.parse()?, endpoints),
-        [what, rest @ ..] if what == "ebpf" => ebpf::run(rest),
-        _ => anyhow::bail!("which: measure SERVICES ENDPOINTS, load SERVICES ENDPOINT…, or ebpf …"),
+        [what, rest @ ..] if what == "ebpf" => agent::ebpf(rest),
+        [what, rest @ ..] if what == "iptables" => agent::iptables(rest),
+        _ => anyhow::bail!(
+            "which: measure SERVICES ENDPOINTS, load SERVICES ENDPOINT…, ebpf …, or iptables …"
+        ),
     }
 }

@@ -1,4 +1,4 @@
-//! The same in mode ebpf, by the proxy itself: rules and programs.
+//! The same in other modes, by the proxy itself.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -11,7 +11,7 @@ use client::Reconcile;
 use kernel::bpf::{self, Place};
 use kernel::netns;
 use node::proxy::{Health, Proxy};
-use plan::proxy::{Dirty, EbpfPlace, Mode, Settings, Snapshot};
+use plan::proxy::{Dirty, EbpfPlace, IptablesBackend, Mode, Settings, Snapshot};
 use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -19,27 +19,50 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CHANGES, busy, median, resident_kib, settings, slice, snapshot, with_middle};
 
+/// Where each takes a second.
+const SLOW_CHANGES: u32 = 8;
+
 /// `measure SERVICES ENDPOINTS PINS GROUP`, `load SERVICES PINS GROUP NAMESPACE ADDRESS ENDPOINT…` for a client, or
 /// `leave PINS`.
-pub(super) fn run(arguments: &[String]) -> anyhow::Result<()> {
+pub(super) fn ebpf(arguments: &[String]) -> anyhow::Result<()> {
     let Some((what, rest)) = arguments.split_first() else {
         anyhow::bail!("which: measure, load or leave");
     };
     match (what.as_str(), rest) {
         ("measure", [services, endpoints, pins, group]) => {
-            measure((services.parse()?, endpoints.parse()?), place(pins, group))
+            measure((services.parse()?, endpoints.parse()?), CHANGES, &programs(pins, group)?)
         }
         ("load", [services, pins, group, namespace, address, endpoints @ ..]) => {
             let client = (Path::new(namespace), address.parse()?);
-            load(&with_middle(services.parse()?, endpoints)?, place(pins, group), client)
+            load(&with_middle(services.parse()?, endpoints)?, &programs(pins, group)?, Some(client))
         }
         ("leave", [pins]) => Ok(bpf::remove(Path::new(pins))?),
         _ => anyhow::bail!("{arguments:?} is not understood"),
     }
 }
 
-fn place(pins: &str, group: &str) -> EbpfPlace {
-    EbpfPlace { pins: pins.into(), cgroup: group.to_owned() }
+/// `nft` or `legacy`, then `measure SERVICES ENDPOINTS` or `load SERVICES ENDPOINT…`.
+pub(super) fn iptables(arguments: &[String]) -> anyhow::Result<()> {
+    let [backend, what, services, rest @ ..] = arguments else {
+        anyhow::bail!("nft or legacy; measure or load; how many Services");
+    };
+    let iptables = match backend.as_str() {
+        "nft" => IptablesBackend::Nft,
+        _ => IptablesBackend::Legacy,
+    };
+    let settings = Settings { mode: Mode::Iptables, iptables, ..settings()? };
+    match (what.as_str(), rest) {
+        ("measure", [endpoints]) => {
+            measure((services.parse()?, endpoints.parse()?), SLOW_CHANGES, &settings)
+        }
+        ("load", endpoints) => load(&with_middle(services.parse()?, endpoints)?, &settings, None),
+        _ => anyhow::bail!("{arguments:?} is not understood"),
+    }
+}
+
+fn programs(pins: &str, group: &str) -> anyhow::Result<Settings> {
+    let ebpf = EbpfPlace { pins: pins.into(), cgroup: group.to_owned() };
+    Ok(Settings { mode: Mode::Ebpf, ebpf, ebpf_links: true, ..settings()? })
 }
 
 /// A proxy of the namespace that this runs in.
@@ -49,13 +72,11 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(place: &EbpfPlace) -> anyhow::Result<Self> {
+    fn new(settings: &Settings) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
         let health = Health::start("127.0.0.1:0".parse()?, CancellationToken::new());
-        let settings =
-            Settings { mode: Mode::Ebpf, ebpf: place.clone(), ebpf_links: true, ..settings()? };
-        let proxy = Proxy::open(settings, health)?;
+        let proxy = Proxy::open(settings.clone(), health)?;
         drop(guard);
         Ok(Self { runtime, proxy })
     }
@@ -67,30 +88,38 @@ impl Agent {
     }
 }
 
+/// With a client, if sockets in its namespace are to be led.
 fn load(
     snapshot: &Snapshot,
-    place: EbpfPlace,
-    (namespace, address): (&Path, Ipv4Addr),
+    settings: &Settings,
+    client: Option<(&Path, Ipv4Addr)>,
 ) -> anyhow::Result<()> {
-    let cookie = netns::within(namespace, bpf::netns_cookie)??;
-    let pods = BTreeMap::from([(cookie, Place::Pod(Some(address), None))]);
+    let mut pods = BTreeMap::new();
+    if let Some((namespace, address)) = client {
+        let cookie = netns::within(namespace, bpf::netns_cookie)??;
+        pods.insert(cookie, Place::Pod(Some(address), None));
+    }
     let (_keep, namespaces) = watch::channel(Arc::new(pods));
-    let mut agent = Agent::new(&place)?;
+    let mut agent = Agent::new(settings)?;
     agent.proxy.follow(namespaces);
     agent.apply(snapshot)
 }
 
 #[expect(clippy::print_stdout, reason = "a benchmark's output")]
-fn measure((services, endpoints): (u32, u32), place: EbpfPlace) -> anyhow::Result<()> {
+fn measure(
+    (services, endpoints): (u32, u32),
+    changes: u32,
+    settings: &Settings,
+) -> anyhow::Result<()> {
     let mut snapshot = snapshot(services, endpoints)?;
     let objects = resident_kib();
-    let mut agent = Agent::new(&place)?;
+    let mut agent = Agent::new(settings)?;
     let (start, before) = (Instant::now(), busy());
     agent.apply(&snapshot)?;
     let (loaded, cpu) = (start.elapsed(), busy() - before);
     let memory = resident_kib().saturating_sub(objects);
     let (mut times, mut change_cpu) = (Vec::new(), Duration::ZERO);
-    for round in 0..CHANGES {
+    for round in 0..changes {
         let number = round * 7919 % services;
         let count = if round % 2 == 0 { endpoints - 1 } else { endpoints };
         let slice = slice(number, count, round)?;
@@ -106,13 +135,13 @@ fn measure((services, endpoints): (u32, u32), place: EbpfPlace) -> anyhow::Resul
     }
     drop(agent);
     snapshot.dirty = None;
-    let mut next = Agent::new(&place)?;
+    let mut next = Agent::new(settings)?;
     let start = Instant::now();
     next.apply(&snapshot)?;
     let line = json!({
         "load": loaded.as_secs_f64(), "load_cpu": cpu.as_secs_f64(),
         "change": median(times).as_secs_f64(),
-        "change_cpu": change_cpu.as_secs_f64() / f64::from(CHANGES),
+        "change_cpu": change_cpu.as_secs_f64() / f64::from(changes),
         "takeover": start.elapsed().as_secs_f64(), "memory_kib": memory,
     });
     println!("{line}");
