@@ -16,17 +16,20 @@ use super::SinkError;
 
 /// How long after a change: long before anybody tries again, so that many changes cost one look.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
+/// The kernel walks through all connections, so with many of them it looks less often: for this part of the time at most.
+const LOOK_SHARE: u32 = 20;
 
 /// Looks for such connections after changes.
 #[derive(Debug)]
 pub(super) struct Unanswered {
     conntrack: Conntrack,
     next: Option<Instant>,
+    not_before: Instant,
 }
 
 impl Unanswered {
     pub(super) fn open() -> Result<Self, SinkError> {
-        Ok(Self { conntrack: Conntrack::open()?, next: None })
+        Ok(Self { conntrack: Conntrack::open()?, next: None, not_before: Instant::now() })
     }
 
     /// Forgets them when it is time; `moved` says that new connections may go elsewhere than before. Answers how many. What
@@ -34,17 +37,19 @@ impl Unanswered {
     pub(super) fn look(&mut self, views: &Views, moved: bool) -> u64 {
         let now = Instant::now();
         if moved {
-            self.next.get_or_insert(now + LOOK_AFTER);
+            self.next.get_or_insert(self.not_before.max(now + LOOK_AFTER));
         }
         if self.next.is_none_or(|next| now < next) {
             return 0;
         }
         self.next = None;
-        self.forget(views).unwrap_or_else(|error| {
+        let forgotten = self.forget(views).unwrap_or_else(|error| {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(component = "proxy", error, "connections that nobody answers stay");
             0
-        })
+        });
+        self.not_before = Instant::now() + now.elapsed() * LOOK_SHARE;
+        forgotten
     }
 
     /// When to be called though nothing changes.
