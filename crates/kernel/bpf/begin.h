@@ -2,6 +2,7 @@
 /* New flows: to which endpoint, and under which address. */
 #pragma once
 
+#include "affinity.h"
 #include "track.h"
 #include "work.h"
 
@@ -42,27 +43,29 @@ INLINE int is_between_pods(const struct tuple *tuple)
 }
 
 /* Equal on all nodes, in all versions: they share the clients of an address. */
-INLINE __u32 place_of(const struct tuple *tuple)
+INLINE __u32 hash_of(const __be32 *client, __u32 ports)
 {
 	__u32 hash = 2166136261u;
 
 	for (int part = 0; part < 4; part++)
-		hash = (hash ^ tuple->source[part]) * 16777619u;
-	hash = (hash ^ (((__u32)tuple->source_port << 16) | tuple->destination_port)) * 16777619u;
+		hash = (hash ^ client[part]) * 16777619u;
+	hash = (hash ^ ports) * 16777619u;
 	hash ^= hash >> 16;
 	hash *= 0x85ebca6b;
 	hash ^= hash >> 13;
 	hash *= 0xc2b2ae35;
 	hash ^= hash >> 16;
-	return hash % PLACES;
+	return hash;
 }
 
-INLINE __u32 draw(const struct tuple *tuple, const struct choice *choice)
+/* A client with affinity is led by its address alone: on every node to the same endpoint. */
+INLINE __u32 draw(const struct tuple *tuple, const struct choice *choice, int stays)
 {
+	__u32 ports = stays ? 0 : ((__u32)tuple->source_port << 16) | tuple->destination_port;
 	struct table *table = map_lookup(&tables, &choice->set);
 
 	if (table) {
-		__u32 place = place_of(tuple);
+		__u32 place = hash_of(tuple->source, ports) % PLACES;
 
 		/* The verifier does not follow how the compiler divides. */
 		asm volatile("" : "+r"(place));
@@ -73,9 +76,9 @@ INLINE __u32 draw(const struct tuple *tuple, const struct choice *choice)
 }
 
 /* Puts the endpoint's address and port in place of the frontend's. */
-INLINE int choose(const struct tuple *tuple, const struct choice *choice, struct tuple *to)
+INLINE int choose(const struct tuple *tuple, const struct choice *choice, int stays, struct tuple *to)
 {
-	struct endpoint_key key = {.set = choice->set, .index = draw(tuple, choice)};
+	struct endpoint_key key = {.set = choice->set, .index = draw(tuple, choice, stays)};
 
 	if (tuple->family == 4) {
 		struct endpoint4 *endpoint = map_lookup(&endpoints4, &key);
@@ -143,7 +146,7 @@ INLINE int take(const struct tuple *answer, const struct track *track)
 	if (!map_update(&tracked, answer, track, BPF_NOEXIST))
 		return 1;
 	taken = map_lookup(&tracked, answer);
-	if (!taken || !is_over(answer->protocol, taken))
+	if (!taken || !is_over(answer, taken))
 		return 0;
 	return !map_update(&tracked, answer, track, BPF_ANY);
 }
@@ -193,58 +196,110 @@ INLINE int remember(struct __sk_buff *skb, const struct packet *packet, struct w
 		return 0;
 	*back = *there;
 	back->flags = TRACK_REPLY;
+	back->first = packet->first;
 	turn(&packet->tuple, &back->to);
 	if (!take_port(skb, &there->to, back, masqueraded, told))
 		return 0;
 	return !map_update(&tracked, &packet->tuple, there, BPF_ANY);
 }
 
-/* The endpoint of a new flow to a Service, if that is carried here. */
-INLINE int lead(struct __sk_buff *skb, const struct tuple *tuple, const struct frontend *frontend, struct track *there,
-		int *masqueraded)
+/*
+ * A flow to no Service whose answers would be taken for those of one that is carried: a client may use a port to a
+ * Service and to its endpoint at once. It gets another port.
+ */
+INLINE int is_in_between(const struct tuple *tuple)
 {
-	struct choice choice;
+	struct track *track;
+	struct tuple answer;
 
-	if (!audience_of(skb, tuple, &there->audience) || there->audience >= AUDIENCES)
+	turn(tuple, &answer);
+	track = map_lookup(&tracked, &answer);
+	return track && track->flags & TRACK_REPLY && track->set && !is_over(&answer, track);
+}
+
+INLINE void set_out(const struct packet *packet, struct track *there)
+{
+	__builtin_memset(there, 0, sizeof(*there));
+	there->to = packet->tuple;
+	there->begun_ns = there->seen_ns = now_ns();
+}
+
+/* Draws an endpoint to which there is a way. */
+INLINE int find_endpoint(struct __sk_buff *skb, const struct packet *packet, const struct choice *choice, int stays,
+			 struct work *work)
+{
+	struct tuple *to = &work->there.to;
+
+	if (!choose(&packet->tuple, choice, stays, to))
+		return 0;
+	return find_way(skb, to, ANY_SIZE, &work->way) == SOMEWHERE;
+}
+
+/* The same, if the client is not known. Whom the rules get, for there is no way here, stays theirs. */
+INLINE int find_usual_endpoint(struct __sk_buff *skb, const struct packet *packet, const struct frontend *frontend,
+			       const struct choice *choice, struct work *work)
+{
+	struct tuple *to = &work->there.to;
+
+	if (!ask_for(&packet->tuple, frontend, choice, work)) {
+		if (!find_endpoint(skb, packet, choice, 1, work))
+			to->destination_port = 0;
+		if (!keep(work) && !ask_for(&packet->tuple, frontend, choice, work))
+			return 0;
+	}
+	return to->destination_port && find_way(skb, to, ANY_SIZE, &work->way) == SOMEWHERE;
+}
+
+/* Leads a new flow to an endpoint of this frontend. */
+INLINE int serve(struct __sk_buff *skb, const struct packet *packet, const struct frontend *frontend, struct work *work)
+{
+	struct track *there = &work->there;
+	struct choice choice;
+	int masqueraded;
+
+	if (!audience_of(skb, &packet->tuple, &there->audience) || there->audience >= AUDIENCES)
 		return 0;
 	choice = frontend->choices[there->audience];
-	if (!choice.count || frontend->affinity_s || !choose(tuple, &choice, &there->to))
+	if (!choice.count)
 		return 0;
-	there->set = choice.set;
-	*masqueraded = choice.flags & CHOICE_MASQUERADE || is_same(there->to.source, there->to.destination);
-	return 1;
+	if (frontend->affinity_s) {
+		if (!find_usual_endpoint(skb, packet, frontend, &choice, work))
+			return 0;
+	} else if (!find_endpoint(skb, packet, &choice, 0, work)) {
+		return 0;
+	}
+	there->set = terms(frontend, choice.set);
+	masqueraded = choice.flags & CHOICE_MASQUERADE || is_same(there->to.source, there->to.destination);
+	return remember(skb, packet, work, masqueraded);
+}
+
+INLINE void count_flow(const struct tuple *tuple, int is_led)
+{
+	if (is_led)
+		count(tuple->family == 4 ? FLOWS4 : FLOWS6);
+	else
+		count(tuple->family == 4 ? DIRECT4 : DIRECT6);
 }
 
 /* New flows are led to endpoints. Of those between pods nothing changes but the way: past netfilter. */
 INLINE int begin(struct __sk_buff *skb, const struct packet *packet, struct work *work, struct tuple *to)
 {
 	const struct tuple *tuple = &packet->tuple;
-	struct track *there = &work->there;
 	struct frontend *frontend;
-	int masqueraded = 0;
 
 	if (!begins(packet) || packet->part == LATER || packet->hops <= 1)
 		return 0;
 	frontend = frontend_of(tuple);
-	if (!frontend && !is_between_pods(tuple))
+	if (!frontend && !is_between_pods(tuple) && !is_in_between(tuple))
 		return 0;
-	__builtin_memset(there, 0, sizeof(*there));
-	there->to = *tuple;
-	there->begun_ns = there->seen_ns = now_ns();
-	if (frontend && !lead(skb, tuple, frontend, there, &masqueraded))
-		goto left;
-	if (!find_way(skb, &there->to, ANY_SIZE, &work->way))
-		goto left;
-	if (!remember(skb, packet, work, masqueraded))
-		goto left;
-	*to = there->to;
-	if (frontend)
-		count(tuple->family == 4 ? FLOWS4 : FLOWS6);
-	else
-		count(tuple->family == 4 ? DIRECT4 : DIRECT6);
-	return 1;
-left:
-	if (frontend)
+	set_out(packet, &work->there);
+	if (frontend && !serve(skb, packet, frontend, work)) {
 		count(tuple->family == 4 ? LEFT4 : LEFT6);
-	return 0;
+		return 0;
+	}
+	if (!frontend && (!find_way(skb, tuple, ANY_SIZE, &work->way) || !remember(skb, packet, work, 0)))
+		return 0;
+	*to = work->there.to;
+	count_flow(tuple, !!frontend);
+	return 1;
 }

@@ -45,7 +45,9 @@ static __attribute__((noinline)) int carry(struct __sk_buff *skb)
 
 	if (!work || !read_packet(skb, &packet))
 		return PASS;
-	if (!recall(&packet, &to) && !begin(skb, &packet, work, &to))
+	if (is_leaving() && packet.tuple.protocol == IPPROTO_UDP)
+		return PASS;
+	if (!recall(&packet, work, &to) && (is_leaving() || !begin(skb, &packet, work, &to)))
 		return PASS;
 	note_part(&packet);
 	return leave(skb, &packet, &to, &work->way);

@@ -9,6 +9,8 @@
 
 /* Flows remembered at once, two entries each. The least recently used goes first: 160 bytes an entry, always taken. */
 #define TRACKED_MAX (1 << 17)
+/* Clients whose endpoints are remembered for Services that ask for it. */
+#define AFFINITY_MAX (1 << 16)
 /* Datagrams in parts, at once. */
 #define FRAGMENTS_MAX (1 << 10)
 /* Links of this node to pods and to the outside. */
@@ -46,7 +48,7 @@ struct track {
 	__u32 flags;
 	__u32 audience;
 	__u32 end; /* what this direction acknowledges when it knows that the other one is closed */
-	__u32 zero;
+	__u32 first; /* and when it answers the first packet of TCP; 0 if that was not seen */
 };
 
 MAP(tracked, LRU_HASH, struct tuple, struct track, TRACKED_MAX, 0);
@@ -75,6 +77,25 @@ struct table {
 
 MAP(tables, HASH, __u64, struct table, TABLES_MAX, BPF_F_NO_PREALLOC);
 
+/* A client of a Service port with affinity. */
+struct affinity_key {
+	__be32 client[4];
+	__u64 identity;
+	__u32 local; /* CHOICE_LOCAL: remembered apart */
+	__u32 family;
+};
+
+/* Where its last connection went. */
+struct affinity {
+	__be32 address[4];
+	__be16 port; /* 0: the rules underneath chose, and remember it */
+	__u16 zero;
+	__u32 zero_too;
+	__u64 seen_ns;
+};
+
+MAP(affinity, LRU_HASH, struct affinity_key, struct affinity, AFFINITY_MAX, 0);
+
 /* Seconds after which a silent flow is forgotten. */
 struct forwarding {
 	__be32 address4; /* this node's own, for masquerade; 0 for none */
@@ -86,7 +107,7 @@ struct forwarding {
 	__u32 closing_s;
 	__u32 asked_s; /* UDP, else */
 	__u32 answered_s; /* UDP, back and forth for a while */
-	__u32 zero;
+	__u32 leaving; /* not 0: TCP flows that are carried go on, and nothing else */
 };
 
 MAP(forwarding, ARRAY, __u32, struct forwarding, 1, 0);

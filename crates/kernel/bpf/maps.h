@@ -11,7 +11,7 @@
 #include "helpers.h"
 
 /* Changes with every change of a layout: maps are pinned below a folder with this number. Also in `bpf.rs`. */
-#define LAYOUT 1
+#define LAYOUT 2
 
 /* Entries take memory when they are there, the number of buckets always: 16 bytes each. */
 #define FRONTENDS_MAX (1 << 17)

@@ -32,6 +32,7 @@ struct packet {
 	__u32 length;    /* of header and payload together */
 	__u32 size;      /* from the IP header on; of the largest one, where the kernel has put packets together */
 	__u32 next;      /* in order after this packet, TCP's */
+	__u32 first;     /* what the answer to it acknowledges at least, if it is TCP's first */
 	__u32 acknowledged;
 	__u32 headers; /* from the IP header to the payload */
 	__u8 flags; /* TCP's */
@@ -80,6 +81,7 @@ INLINE int read_ports(void *data, void *end, struct packet *packet)
 		packet->headers = packet->transport - ETH_HLEN + tcp->doff * 4;
 		packet->flags = ((__u8 *)tcp)[13];
 		packet->acknowledged = htonl(tcp->ack_seq);
+		packet->first = htonl(tcp->seq) + 1;
 		packet->next = htonl(tcp->seq) + packet->length - tcp->doff * 4;
 		if (packet->flags & (SYN | FIN))
 			packet->next++;

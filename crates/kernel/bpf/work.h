@@ -4,6 +4,10 @@
 
 #include "route.h"
 
+static __u64 (*const now_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
+
+#define SECOND_NS 1000000000ull
+
 /* An ICMP error as it came, and as it goes on: about the packet inside. */
 struct error {
 	struct tuple outer, inner;
@@ -14,6 +18,8 @@ struct work {
 	struct track there, back;
 	struct way way;
 	struct error error;
+	struct affinity_key client;
+	struct affinity at;
 };
 
 /* One for each CPU: a program at a link is not interrupted by another one there. */

@@ -5,14 +5,14 @@
 #[path = "forward/lab.rs"]
 mod lab;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use kernel::bpf::Counter;
 
 use kernel::bpf::forward::{Forward, NodeFacts, PLACES, Timeouts, detach_all};
 use kernel::tc::Tc;
-use lab::{FAMILIES, Lab, NODE_PORT, PORT, SILENCE, V4, V6, at, facts, tally};
+use lab::{Direction, FAMILIES, Lab, NODE_PORT, PORT, SILENCE, V4, V6, at, facts, tally};
 use testkit::machine::Machine;
 
 fn ip(text: &str) -> IpAddr {
@@ -344,6 +344,137 @@ fn narrow_ways_are_told_of() {
             lab.at(place, "ip -6 route flush cache");
         }
     }
+}
+
+#[test]
+fn clients_stay_with_their_endpoints() {
+    let mut lab = Lab::new("affinity");
+    for family in FAMILIES {
+        let frontend = at(family.node, NODE_PORT);
+        let both = [at(family.pod, PORT), at(family.far, PORT)];
+        lab.serve_staying(frontend, &both, 3600);
+        let clients: Vec<IpAddr> = (100..108)
+            .map(|number| {
+                let (client, _) = family.client.split_at(family.client.len() - 1);
+                ip(&format!("{client}{number}"))
+            })
+            .collect();
+        let ends: Vec<String> = clients
+            .iter()
+            .map(|client| {
+                lab.at("client", &format!("ip addr add {client} dev eth0 nodad"));
+                let mut answers = (0..4).map(|_| {
+                    let answer = lab.ask_as(SocketAddr::new(*client, 0), frontend).unwrap();
+                    assert_eq!(answer.1, *client);
+                    answer.0
+                });
+                let first = answers.next().unwrap();
+                assert!(answers.all(|other| other == first));
+                first
+            })
+            .collect();
+        let stays = |name: &str| ends.iter().position(|end| end == name).map(|at| clients[at]);
+        // These addresses are always the same, and so is where they lead.
+        let (here, there) = (stays("pod").unwrap(), stays("far").unwrap());
+        let ask =
+            |lab: &Lab, client: IpAddr| lab.ask_as(SocketAddr::new(client, 0), frontend).unwrap().0;
+        lab.serve_staying(frontend, &both[..1], 3600);
+        assert_eq!(ask(&lab, there), "pod");
+        assert_eq!(ask(&lab, here), "pod");
+        // Now it is remembered there, until that is too long ago.
+        lab.serve_staying(frontend, &both, 3600);
+        assert_eq!(ask(&lab, there), "pod");
+        std::thread::sleep(Duration::from_millis(2100));
+        lab.serve_staying(frontend, &both, 1);
+        assert_eq!(ask(&lab, there), "far");
+    }
+}
+
+#[test]
+fn a_client_whom_the_rules_led_stays_with_them() {
+    let mut lab = Lab::new("theirs");
+    let frontend = at(V4.node, NODE_PORT);
+    let nowhere = at("127.0.0.1", PORT);
+    lab.serve_staying(frontend, &[nowhere], 3600);
+    assert_eq!(lab.ask("client", frontend), None);
+    lab.serve_staying(frontend, &[nowhere, at(V4.pod, PORT)], 3600);
+    lab.serve_staying(frontend, &[at(V4.pod, PORT)], 3600);
+    assert_eq!(lab.ask("client", frontend), None);
+    assert_eq!(flows(&lab), 0);
+}
+
+#[test]
+fn a_flow_that_is_half_forgotten_comes_back_and_one_that_is_lost_ends() {
+    let mut lab = Lab::new("forgotten");
+    for family in FAMILIES {
+        let frontend = at(family.node, NODE_PORT);
+        lab.serve(frontend, &[at(family.far, PORT)], true);
+        let mut talk = lab.talk("client", frontend);
+        assert_eq!(talk.say(100), 100);
+        lab.lose(Direction::Reply);
+        // Those that are looked at every second are not forgotten.
+        std::thread::sleep(Duration::from_millis(1100));
+        assert_eq!(talk.say(100), 100);
+        lab.lose(Direction::Forth);
+        assert!(talk.is_reset());
+        let mut talk = lab.talk("client", frontend);
+        lab.lose(Direction::Forth);
+        lab.lose(Direction::Reply);
+        assert!(talk.is_reset());
+        assert!(lab.ask("client", frontend).is_some());
+    }
+}
+
+#[test]
+fn what_is_left_of_a_flow_takes_no_answers_of_others() {
+    let mut lab = Lab::new("older");
+    lab.node("nft add table inet rules");
+    lab.node("nft add chain inet rules lead { type nat hook prerouting priority -100; }");
+    for (family, word) in FAMILIES.into_iter().zip(["ip", "ip6"]) {
+        let (far, gone) = (at(family.far, PORT), at(family.node, NODE_PORT));
+        // To the endpoint itself, and to a Service that is left to the rules.
+        let client = at(family.client, 45_000);
+        lab.leave_over(far, client, gone);
+        assert_eq!(lab.ask_as(client, far), Some(("far".to_owned(), client.ip())));
+        let client = at(family.client, 45_001);
+        let left = at(family.node, NODE_PORT + 1);
+        lab.serve(left, &[], false);
+        lab.node(&format!(
+            "nft add rule inet rules lead {word} daddr {} tcp dport {} dnat {word} to {far}",
+            family.node,
+            left.port()
+        ));
+        lab.leave_over(far, client, gone);
+        assert_eq!(lab.ask_as(client, left), Some(("far".to_owned(), client.ip())));
+    }
+}
+
+#[test]
+fn connections_go_on_when_the_mode_is_left() {
+    let mut lab = Lab::new("leave");
+    let frontends = FAMILIES.map(|family| at(family.node, NODE_PORT));
+    for (family, frontend) in FAMILIES.into_iter().zip(frontends) {
+        lab.serve(frontend, &[at(family.far, PORT)], true);
+    }
+    let mut talks = frontends.map(|frontend| lab.talk("client", frontend));
+    let flow = lab.udp("client", frontends[0]);
+    assert!(flow.ask(ANSWER).is_some());
+    let mut leaving = lab.leaving();
+    leaving.begin().unwrap();
+    for (talk, frontend) in talks.iter_mut().zip(frontends) {
+        assert_eq!(talk.say(100_000), 100_000);
+        assert_eq!(lab.ask("client", frontend), None);
+    }
+    assert_eq!(flow.ask(SILENCE), None);
+    assert!(leaving.carries().unwrap());
+    drop(talks);
+    let is_over = (0..200).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        !leaving.carries().unwrap()
+    });
+    assert!(is_over);
+    lab.tell(&NodeFacts { ports: Some(20_000..=29_999), ..facts() });
+    assert!(lab.ask("client", frontends[0]).is_some());
 }
 
 #[test]

@@ -139,6 +139,7 @@ impl Proxy {
             let settings = self.backend.views().settings();
             applied.before.extend(self.others.remove(settings, flavor));
         }
+        self.others.look(self.backend.views().settings());
         self.udp.retire(applied.before);
         if applied.udp {
             self.udp.clean(self.backend.views())?;

@@ -38,6 +38,11 @@ fn connections_are_led_before_there_is_a_packet() {
 }
 
 #[test]
+fn connections_outlive_the_mode_that_began_them() {
+    fast::connections_outlive_the_mode();
+}
+
+#[test]
 fn clients_outside_are_led_before_netfilter() {
     fast::no_packet_from_outside_is_seen();
 }

@@ -4,6 +4,8 @@
 //! agent runs. A flow is known by its addresses and ports alone, so the program can be replaced under it.
 #![expect(unsafe_code, reason = "aya asks for a promise that values are plain bytes")]
 
+mod leaving;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -20,6 +22,8 @@ use ipnet::IpNet;
 use super::tables::{gone, open, table};
 use super::{BpfError, LAYOUT, TABLES, failed, number, pins as pinned};
 use crate::tc::Tc;
+
+pub use leaving::Leaving;
 
 /// `bpf/forward.bpf.c`, compiled.
 static FORWARD: &[u8] = include_bytes_aligned!("../../bpf/forward.bpf.o");
@@ -103,7 +107,7 @@ struct RawForwarding {
     closing_s: u32,
     asked_s: u32,
     answered_s: u32,
-    zero: u32,
+    leaving: u32,
 }
 
 #[repr(C)]
@@ -132,7 +136,7 @@ impl From<&NodeFacts> for RawForwarding {
             closing_s,
             asked_s,
             answered_s,
-            zero: 0,
+            leaving: 0,
         }
     }
 }
@@ -212,7 +216,7 @@ impl Forward {
         Ok(())
     }
 
-    /// Tells the program of the node.
+    /// Tells the program of the node, and to begin flows.
     ///
     /// # Errors
     /// When a table is full.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{BpfError, failed};
+use super::{BpfError, LINKS, failed};
 
 /// Whether anything is kept at `pins`.
 #[must_use]
@@ -33,6 +33,14 @@ pub fn remove(pins: &Path) -> Result<(), BpfError> {
         unmounted.map_err(failed("unmount", pins))?;
     }
     fs::remove_dir(pins).map_err(failed("remove", pins))
+}
+
+/// Takes the programs at sockets away. What is at links stays, with all tables.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn stop_connects(pins: &Path) -> Result<(), BpfError> {
+    remove_others(pins, LINKS, Path::new(""))
 }
 
 /// Makes the folder, with a file system around it that takes pins.

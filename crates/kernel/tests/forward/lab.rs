@@ -8,7 +8,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::bpf::forward::{Behind, Forward, NodeFacts, Timeouts};
+use aya::maps::{HashMap, Map, MapData};
+use kernel::bpf::forward::{Behind, Forward, Leaving, NodeFacts, Timeouts};
 use kernel::bpf::{Counter, Tables};
 use kernel::netns;
 use kernel::tc::Tc;
@@ -218,6 +219,66 @@ impl Lab {
         choice
     }
 
+    /// Makes a TCP frontend lead clients to these endpoints with affinity, and with a table.
+    pub(crate) fn serve_staying(
+        &mut self,
+        frontend: SocketAddr,
+        ends: &[SocketAddr],
+        seconds: u32,
+    ) {
+        let outside = self.set(ends);
+        let places = std::array::from_fn(|place| u16::try_from(place % ends.len()).unwrap());
+        self.forward.as_mut().unwrap().put_table(outside.set, &places).unwrap();
+        let identity = u64::from(frontend.port());
+        let told = Frontend { outside, identity, affinity_s: seconds, ..Frontend::default() };
+        let key = FrontendKey { address: frontend, protocol: 6 };
+        self.tables.as_mut().unwrap().put_frontend(&key, &told).unwrap();
+    }
+
+    /// The table of flows, as bytes.
+    fn tracked(&self) -> HashMap<MapData, [u8; 40], [u8; 80]> {
+        let folders = std::fs::read_dir(self.pins()).unwrap().flatten();
+        let mut paths = folders.map(|folder| folder.path().join("tracked"));
+        let path = paths.find(|path| path.exists()).unwrap();
+        Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap().try_into().unwrap()
+    }
+
+    /// Makes the table forget one direction of every flow, as it does when it is full.
+    pub(crate) fn lose(&self, direction: Direction) {
+        let mut tracked = self.tracked();
+        let keys: Vec<[u8; 40]> = tracked.keys().flatten().collect();
+        for key in keys {
+            let is_reply = tracked.get(&key, 0).unwrap()[64] & 1 != 0;
+            if is_reply == (direction == Direction::Reply) {
+                tracked.remove(&key).unwrap();
+            }
+        }
+    }
+
+    /// Puts in what is left of a TCP connection whose client is gone: the endpoint's answers to it.
+    pub(crate) fn leave_over(
+        &self,
+        endpoint: SocketAddr,
+        client: SocketAddr,
+        frontend: SocketAddr,
+    ) {
+        let mut track = [0; 80];
+        track[..40].copy_from_slice(&tuple(frontend, client));
+        let seen = std::fs::read_to_string("/proc/uptime").unwrap();
+        let (seconds, _) = seen.split_once('.').unwrap();
+        let seen_ns = seconds.parse::<u64>().unwrap() * 1_000_000_000;
+        track[48..56].copy_from_slice(&seen_ns.to_ne_bytes());
+        track[56] = 1;
+        track[64] = 3;
+        track[76] = 1;
+        self.tracked().insert(tuple(endpoint, client), track, 0).unwrap();
+    }
+
+    /// What becomes of the program when its mode is left.
+    pub(crate) fn leaving(&self) -> Leaving {
+        Leaving::of(&self.pins()).unwrap().unwrap()
+    }
+
     pub(crate) fn counted(&self, counter: Counter) -> u64 {
         self.tables.as_ref().unwrap().counted(counter).unwrap()
     }
@@ -234,6 +295,21 @@ impl Lab {
     /// Asks from a place: the name of who answered, and whom it saw.
     pub(crate) fn ask(&self, from: &str, to: SocketAddr) -> Option<(String, IpAddr)> {
         netns::within(&self.path(from), || ask(to, ANSWER_MAX)).unwrap()
+    }
+
+    /// Asks from an address and port of the client.
+    pub(crate) fn ask_as(&self, client: SocketAddr, to: SocketAddr) -> Option<(String, IpAddr)> {
+        let socket = || {
+            let socket = Socket::new(Domain::for_address(client), Type::STREAM, None).unwrap();
+            socket.set_reuse_address(true).unwrap();
+            socket.bind(&client.into()).unwrap();
+            socket.connect_timeout(&to.into(), ANSWER_MAX).ok()?;
+            socket.set_read_timeout(Some(ANSWER_MAX)).unwrap();
+            let mut answer = String::new();
+            BufReader::new(TcpStream::from(socket)).read_line(&mut answer).ok()?;
+            Some(parse(&answer))
+        };
+        netns::within(&self.path("client"), socket).unwrap()
     }
 
     pub(crate) fn ask_udp(&self, from: &str, to: SocketAddr) -> Option<(String, IpAddr)> {
@@ -259,6 +335,28 @@ impl Lab {
         talk.line();
         talk
     }
+}
+
+/// Of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Forth,
+    Reply,
+}
+
+/// TCP packets' addresses and ports, in the layout of the program.
+fn tuple(source: SocketAddr, destination: SocketAddr) -> [u8; 40] {
+    let mut tuple = [0; 40];
+    for (at, address) in [(0, source), (16, destination)] {
+        match address.ip() {
+            IpAddr::V4(v4) => tuple[at..at + 4].copy_from_slice(&v4.octets()),
+            IpAddr::V6(v6) => tuple[at..at + 16].copy_from_slice(&v6.octets()),
+        }
+    }
+    tuple[32..34].copy_from_slice(&source.port().to_be_bytes());
+    tuple[34..36].copy_from_slice(&destination.port().to_be_bytes());
+    (tuple[36], tuple[37]) = (6, if source.is_ipv4() { 4 } else { 6 });
+    tuple
 }
 
 /// The node, as the program is told of it, without ports for masquerade.
@@ -320,6 +418,13 @@ impl Talk {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
+    }
+
+    /// Whether it is told that the connection is gone.
+    pub(crate) fn is_reset(&mut self) -> bool {
+        let _ = self.0.get_ref().write_all(b"x\n");
+        let error = self.0.read_line(&mut String::new()).expect_err("the connection is gone");
+        error.kind() == ErrorKind::ConnectionReset
     }
 
     /// Says something of so many bytes; how many came back.

@@ -1,6 +1,7 @@
 //! Services by eBPF: programs lead connections at their sockets, and the whole nftables rule set underneath carries
 //! whatever they leave. So nothing depends on them but speed: what goes wrong with them takes them away.
 
+pub(super) mod drain;
 mod links;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,7 +97,7 @@ impl Ebpf {
                 if self.at_links {
                     self.links.start(&self.place.pins);
                 } else {
-                    self.links.stop();
+                    self.links.leave(&self.place.pins);
                 }
                 tracing::info!(
                     component = "proxy",

@@ -15,6 +15,7 @@ use plan::proxy::iptables::{CLUSTER_IPS, takeover};
 use plan::proxy::{FAMILIES, Mode, SetId, Settings, TABLE, udp_frontends};
 
 use super::SinkError;
+use super::ebpf::drain::Drain;
 use super::iptables::tell;
 
 /// The other modes' traces in the network namespace that the opening thread was in.
@@ -23,12 +24,13 @@ pub(super) struct Others {
     nft: Nftables,
     programs: Iptables,
     tc: Tc,
+    drain: Option<Drain>,
 }
 
 impl Others {
     pub(super) fn open() -> Result<Self, SinkError> {
         let (programs, tc) = (Iptables::open(Flavor::Nft)?, Tc::open()?);
-        Ok(Self { nft: Nftables::open()?, programs, tc })
+        Ok(Self { nft: Nftables::open()?, programs, tc, drain: None })
     }
 
     /// Takes away what is not of the mode, and of iptables what is not of `flavor`. Answers the UDP frontends that were in
@@ -40,7 +42,7 @@ impl Others {
     ) -> BTreeSet<SocketAddr> {
         let mut before = BTreeSet::new();
         if settings.mode != Mode::Ebpf {
-            log(remove_programs(&mut self.tc, &settings.ebpf.pins));
+            log(self.leave_programs(&settings.ebpf.pins));
         }
         for family in FAMILIES {
             if settings.mode == Mode::Iptables {
@@ -51,6 +53,33 @@ impl Others {
             }
         }
         before
+    }
+
+    /// Looks after what could not be removed at once.
+    pub(super) fn look(&mut self, settings: &Settings) {
+        let Some(drain) = &mut self.drain else { return };
+        match drain.is_over(&mut self.tc) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.drain = None;
+                log(remove_programs(&settings.ebpf.pins));
+            }
+            Err(error) => log(Err(error.into())),
+        }
+    }
+
+    /// Connections are led no more; those that are carried at links go on.
+    fn leave_programs(&mut self, pins: &Path) -> Result<(), SinkError> {
+        if !bpf::is_pinned(pins) {
+            return Ok(());
+        }
+        bpf::stop_connects(pins)?;
+        self.drain = Drain::begin(&mut self.tc, pins)?;
+        if self.drain.is_none() {
+            return remove_programs(pins);
+        }
+        tracing::info!(component = "proxy", "eBPF's program stays at links with its connections");
+        Ok(())
     }
 
     fn remove_table(
@@ -103,12 +132,9 @@ impl Others {
     }
 }
 
-fn remove_programs(tc: &mut Tc, pins: &Path) -> Result<(), SinkError> {
-    if bpf::is_pinned(pins) {
-        bpf::forward::detach_all(tc)?;
-        bpf::remove(pins)?;
-        tracing::info!(component = "proxy", "eBPF's programs and tables are removed");
-    }
+fn remove_programs(pins: &Path) -> Result<(), SinkError> {
+    bpf::remove(pins)?;
+    tracing::info!(component = "proxy", "eBPF's programs and tables are removed");
     Ok(())
 }
 

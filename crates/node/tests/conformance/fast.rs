@@ -7,7 +7,7 @@ use net::nft::Family;
 use plan::proxy::FAMILIES;
 use plan::service::Protocol;
 
-use super::mode::{EBPF, EBPF_LINKS};
+use super::mode::{EBPF, EBPF_LINKS, MODES};
 use super::objects::{cluster, service};
 use super::topology::{node_ip, pins};
 use super::traffic::Asker;
@@ -100,6 +100,54 @@ fn nothing_can_be_pinned(world: &mut World) {
     world.restart();
     assert_eq!(world.healths["n1"].mode().word(), "ebpf");
     is_led(world, true);
+}
+
+/// Fails unless a connection that the program at the links carries outlives its mode, and the program goes with it.
+pub(crate) fn connections_outlive_the_mode() {
+    let mut world = World::new(EBPF_LINKS);
+    world.apply(&[service(10, &["c"]).node_port(30080)]);
+    let path = world.path("client");
+    let frontends = FAMILIES.map(|family| SocketAddr::new(node_ip(family, "n1"), 30080));
+    let connect = |to: SocketAddr| {
+        let source = source("client", Family::of(&to.ip()));
+        Asker { netns: &path, source }.connect(to)
+    };
+    let is_there =
+        |world: &World| world.on_node("n1", "tc filter show dev eth0 ingress").contains("rhumb");
+    let mut held = frontends.map(connect);
+    world.mode = MODES[0];
+    world.restart();
+    assert_eq!(world.healths["n1"].mode().word(), "nftables");
+    assert!(is_there(&world));
+    // New ones, and those of the rules, beside it; also when the agent starts once more.
+    let mut fresh = frontends.map(connect);
+    world.restart();
+    for conversation in held.iter_mut().chain(&mut fresh) {
+        assert_eq!(conversation.say(), "c");
+    }
+    world.nft("n1", GATE);
+    let seen = |world: &World| counted(&world.on_node("n1", "nft list table inet gate"));
+    for conversation in &mut held {
+        assert_eq!(conversation.say(), "c");
+    }
+    assert_eq!(seen(&world), [0; 2]);
+    for conversation in &mut fresh {
+        assert_eq!(conversation.say(), "c");
+    }
+    assert!(seen(&world).iter().all(|packets| *packets > 0));
+    drop(held);
+    for round in 0.. {
+        assert!(round < 100, "the program stays without connections");
+        world.settle();
+        if !is_there(&world) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    assert!(!kernel::bpf::is_pinned(&pins(&world.path("n1"))));
+    for conversation in &mut fresh {
+        assert_eq!(conversation.say(), "c");
+    }
 }
 
 /// Counts packets of clients outside that are for node ports.

@@ -60,7 +60,7 @@ pub(crate) trait DataPlane: Send + Sync {
 
 /// Every mode, in the order of the columns.
 pub(crate) const MODES: [&dyn Mode; 4] =
-    [&Nft, &Iptables(IptablesBackend::Nft), &Iptables(IptablesBackend::Legacy), EBPF];
+    [&Nft, &Iptables(IptablesBackend::Nft), &Iptables(IptablesBackend::Legacy), EBPF_LINKS];
 
 /// eBPF, and what it leaves to nftables.
 pub(crate) const EBPF: &dyn Mode = &Ebpf { links: false };
@@ -193,7 +193,8 @@ impl Mode for Ebpf {
     }
 
     fn trace(&self) -> (&'static str, &'static str) {
-        ("sed -n \\#{pins}#p /proc/self/mounts", "bpf")
+        // A program at links stays as long as it has connections.
+        ("sh -c find${IFS}{pins}${IFS}-name${IFS}connect4||:", "connect4")
     }
 }
 

@@ -201,9 +201,13 @@ impl Lowered {
                 };
             }
         }
-        // Whose address is in the source ranges is not looked up here; the node itself always may. And a pod's loopback
-        // is its own.
-        if frontend.sources.is_some() || frontend.address.ip().is_loopback() {
+        // Whose address is in the source ranges is not looked up here; the node itself always may. With affinity, all
+        // frontends have one memory, which then is the rules'. And a pod's loopback is its own.
+        let is_ranged = match frontend.affinity_s {
+            None => frontend.sources.is_some(),
+            Some(_) => view.frontends.iter().any(|other| other.sources.is_some()),
+        };
+        if is_ranged || frontend.address.ip().is_loopback() {
             (told.pods, told.outside) = (Choice::default(), Choice::default());
         }
         told

@@ -16,6 +16,8 @@ use net::bpf::{EndpointSet, SetNumber};
 use plan::podnet::LINK_PREFIX;
 use plan::proxy::{Settings, maglev};
 
+use super::drain::Drain;
+
 /// How often to look whether links have come, or somebody has taken the program from one. Pods that come are told of.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 const LOCAL_PORTS: &str = "net/ipv4/ip_local_port_range";
@@ -35,16 +37,19 @@ pub(super) struct Links {
     tc: Tc,
     ports: Option<RangeInclusive<u16>>,
     program: Option<Program>,
+    /// A program that was at the links before.
+    drain: Option<Drain>,
 }
 
 impl Links {
     pub(super) fn open() -> Result<Self, BpfError> {
         let ports = sysctl::get(LOCAL_PORTS).ok().and_then(|range| free_ports(&range));
-        Ok(Self { tc: Tc::open()?, ports, program: None })
+        Ok(Self { tc: Tc::open()?, ports, program: None, drain: None })
     }
 
     /// Takes the program that is kept at `pins`, or loads it.
     pub(super) fn start(&mut self, pins: &Path) {
+        self.drain = None;
         match Program::open(pins) {
             Ok(program) => self.program = Some(program),
             Err(error) => self.give_up(&error),
@@ -57,9 +62,18 @@ impl Links {
         self.stop();
     }
 
+    /// Leaves the links to the connections that are carried there.
+    pub(super) fn leave(&mut self, pins: &Path) {
+        self.program = None;
+        match Drain::begin(&mut self.tc, pins) {
+            Ok(drain) => self.drain = drain,
+            Err(error) => self.give_up(&error),
+        }
+    }
+
     /// Leaves the links.
     pub(super) fn stop(&mut self) {
-        self.program = None;
+        (self.program, self.drain) = (None, None);
         if let Err(error) = detach_all(&mut self.tc) {
             let error: &dyn Error = &error;
             tracing::error!(component = "proxy", error, "eBPF programs stay at links");
@@ -82,6 +96,11 @@ impl Links {
 
     /// Attaches the program where it is missing, and tells it what it does not know of the node.
     pub(super) fn look(&mut self, settings: &Settings, node: &[IpAddr]) {
+        match self.drain.as_mut().map(|drain| drain.is_over(&mut self.tc)) {
+            Some(Ok(true)) => self.drain = None,
+            Some(Err(error)) => self.give_up(&error),
+            Some(Ok(false)) | None => {}
+        }
         if self.program.as_ref().is_none_or(|program| program.look_at > Instant::now()) {
             return;
         }
