@@ -10,7 +10,7 @@ fi
 
 # command:package
 wanted="curl:curl dig:dnsutils ip:iproute2 nft:nftables iptables-nft-restore:iptables nsenter:util-linux busybox:busybox-static python3:python3 wrk:wrk
-dnsperf:dnsperf ethtool:ethtool cc:gcc clang-14:clang-14 strip:binutils make:make dpkg-deb:dpkg qemu-system-x86_64:qemu-system-x86"
+dnsperf:dnsperf ethtool:ethtool cc:gcc clang-14:clang-14 strip:binutils make:make dpkg-deb:dpkg qemu-system-x86_64:qemu-system-x86 ipvsadm:ipvsadm"
 missing=()
 for pair in $wanted; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")

@@ -82,6 +82,8 @@ pub struct Flow {
     pub is_over: bool,
     /// Whether nobody has answered a TCP connection's first packet yet.
     pub begins: bool,
+    /// Whether it is IPVS that does it, packet by packet, and not the tracking itself.
+    pub by_ipvs: bool,
     zone: Option<u16>,
     id: Option<u32>,
 }
@@ -244,7 +246,9 @@ fn decode(attributes: Attributes<'_>, protocol: Protocol) -> Option<Flow> {
     let (source, destination) = tuple(attributes.nested(TUPLE_ORIGINAL)?, protocol)?;
     let (answers, answered) = tuple(attributes.nested(TUPLE_REPLY)?, protocol)?;
     let status = attributes.be32(STATUS).unwrap_or(0);
-    let translated = status & STATUS_DNAT != 0;
+    let by_nat = status & STATUS_DNAT != 0;
+    let by_ipvs = !by_nat && answers != destination;
+    let translated = by_nat || by_ipvs;
     let tcp = attributes.nested(PROTOINFO).and_then(|info| info.nested(PROTOINFO_TCP));
     let state = tcp.and_then(|tcp| tcp.byte(TCP_STATE));
     let is_over = state.is_some_and(|state| TCP_OVER.contains(&state));
@@ -257,6 +261,7 @@ fn decode(attributes: Attributes<'_>, protocol: Protocol) -> Option<Flow> {
         answers,
         answered,
         translated,
+        by_ipvs,
         is_over,
         begins,
         zone,

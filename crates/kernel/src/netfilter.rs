@@ -1,6 +1,6 @@
-//! A socket to the kernel's netfilter subsystems: messages out, answers in.
+//! A socket to the kernel's netfilter subsystems, and others that speak netlink: messages out, answers in.
 //!
-//! Shared by `nftables`, `conntrack` and `tc`. Netlink answers a message while it is being sent, so every answer to a
+//! Shared by `nftables`, `conntrack`, `tc`, `ipvs` and `steer`. Netlink answers a message while it is being sent, so every answer to a
 //! request is already in the socket's queue when `send` returns.
 
 mod message;
@@ -148,6 +148,28 @@ impl Socket {
                 each(&reply);
             }
         }
+    }
+
+    /// Sends messages that are each acknowledged, the first under the sequence number `first`; `refusal` turns the error
+    /// number of each that is refused into a result. All are tried; answers the first error.
+    pub(crate) fn request(
+        &mut self,
+        messages: &[u8],
+        first: u32,
+        refusal: impl Fn(u32, i32, Option<String>) -> Result<(), NetfilterError>,
+    ) -> Result<(), NetfilterError> {
+        self.drain();
+        self.send(messages)?;
+        let mut result = Ok(());
+        while let Some(datagram) = self.receive()? {
+            for reply in replies(datagram) {
+                if let Some(errno) = reply.error().filter(|errno| *errno != 0) {
+                    let at = reply.sequence.wrapping_sub(first);
+                    result = result.and(refusal(at, errno, reply.detail()));
+                }
+            }
+        }
+        result
     }
 
     /// Throws away what an earlier, failed request left.

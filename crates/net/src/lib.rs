@@ -1,5 +1,6 @@
-//! The nftables and iptables rule sets, the tables of eBPF programs, links, routes and addresses as data.
+//! The nftables, iptables and IPVS rule sets, the tables of eBPF programs, links, routes and addresses as data.
 
 pub mod bpf;
 pub mod iptables;
+pub mod ipvs;
 pub mod nft;

@@ -7,6 +7,7 @@ mod backend;
 mod ebpf;
 mod health;
 mod iptables;
+mod ipvs;
 mod leave;
 mod metrics;
 mod nftables;
@@ -43,10 +44,11 @@ pub use backend::Plan;
 pub use ebpf::{Namespaces, Plan as EbpfPlan};
 pub use health::Health;
 pub use iptables::Plan as IptablesPlan;
+pub use ipvs::{Plan as IpvsPlan, check_ipvs};
 pub use metrics::Metrics;
 pub use nftables::Plan as NftablesPlan;
 pub use prepare::{ConntrackLimits, prepare};
-pub use sink::{Sink, SinkError};
+pub use sink::{IpvsMissing, Sink, SinkError};
 
 /// Where upstream's proxy answers `/healthz` and `/livez`.
 const HEALTH_PORT: u16 = 10256;

@@ -10,6 +10,7 @@ mod ebpf;
 mod elements;
 mod fold;
 pub mod iptables;
+pub mod ipvs;
 pub mod maglev;
 mod resets;
 mod ruleset;
@@ -48,6 +49,8 @@ pub enum Mode {
     Iptables,
     /// eBPF programs at sockets and links, and nftables for what they leave.
     Ebpf,
+    /// IPVS, and nftables for what that does not do.
+    Ipvs,
 }
 
 impl Mode {
@@ -58,6 +61,7 @@ impl Mode {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
             Self::Ebpf => "ebpf",
+            Self::Ipvs => "ipvs",
         }
     }
 }
@@ -95,6 +99,8 @@ pub struct Settings {
     pub iptables: IptablesBackend,
     /// Where eBPF programs and their tables are, where that is the mode.
     pub ebpf: EbpfPlace,
+    /// How virtual servers choose, where IPVS is the mode.
+    pub ipvs_scheduler: ipvs::Scheduler,
     /// Addresses that are Services' or nobody's: packets to those that no Service has are dropped.
     pub service_cidrs: Vec<IpNet>,
     /// Addresses of pods: other clients of cluster addresses are masqueraded.

@@ -53,6 +53,16 @@ impl Builder {
         self.bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
     }
 
+    /// Starts a message of generic netlink: the family's number, the command.
+    pub(crate) fn begin_generic(&mut self, family: u16, flags: u16, sequence: u32, command: u8) {
+        self.begin(family, flags, sequence, command, 0);
+    }
+
+    /// More of the header, which other families than netfilter have. A multiple of four bytes.
+    pub(crate) fn header(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
     /// Ends the message that was begun last.
     pub(crate) fn end(&mut self) {
         let len =
@@ -91,6 +101,16 @@ impl Builder {
 
     pub(crate) fn be64(&mut self, kind: u16, value: u64) {
         self.raw(kind, &value.to_be_bytes());
+    }
+
+    /// A number in the machine's order.
+    pub(crate) fn u32(&mut self, kind: u16, value: u32) {
+        self.raw(kind, &value.to_ne_bytes());
+    }
+
+    /// A number in the machine's order.
+    pub(crate) fn u16(&mut self, kind: u16, value: u16) {
+        self.raw(kind, &value.to_ne_bytes());
     }
 
     pub(crate) fn byte(&mut self, kind: u16, value: u8) {
@@ -226,6 +246,16 @@ impl<'a> Attributes<'a> {
 
     pub(crate) fn be16(self, kind: u16) -> Option<u16> {
         self.find(kind)?.try_into().ok().map(u16::from_be_bytes)
+    }
+
+    /// A number in the machine's order.
+    pub(crate) fn u32(self, kind: u16) -> Option<u32> {
+        self.find(kind)?.try_into().ok().map(u32::from_ne_bytes)
+    }
+
+    /// A number in the machine's order.
+    pub(crate) fn u16(self, kind: u16) -> Option<u16> {
+        self.find(kind)?.try_into().ok().map(u16::from_ne_bytes)
     }
 
     pub(crate) fn byte(self, kind: u16) -> Option<u8> {

@@ -12,6 +12,7 @@ use plan::proxy::{Mode, Settings, Snapshot, Views};
 use super::SinkError;
 use super::ebpf::{self, Ebpf, Namespaces};
 use super::iptables::{self, Iptables};
+use super::ipvs::{self, Ipvs};
 use super::metrics::Done;
 use super::nftables::{self, Nftables};
 
@@ -24,6 +25,8 @@ pub enum Plan {
     Iptables(iptables::Plan),
     /// By eBPF, and nftables underneath.
     Ebpf(ebpf::Plan),
+    /// By IPVS.
+    Ipvs(ipvs::Plan),
 }
 
 /// What came of it.
@@ -56,6 +59,7 @@ pub(super) enum Backend {
     Nftables(Nftables),
     Iptables(Iptables),
     Ebpf(Box<Ebpf>),
+    Ipvs(Box<Ipvs>),
 }
 
 impl Backend {
@@ -65,6 +69,7 @@ impl Backend {
             Mode::Nftables => Nftables::open(settings).map(Self::Nftables),
             Mode::Iptables => Iptables::open(settings).map(Self::Iptables),
             Mode::Ebpf => Ebpf::open(settings).map(|ebpf| Self::Ebpf(Box::new(ebpf))),
+            Mode::Ipvs => Ipvs::open(settings).map(|ipvs| Self::Ipvs(Box::new(ipvs))),
         }
     }
 
@@ -74,6 +79,7 @@ impl Backend {
             Self::Nftables(nftables) => Plan::Nftables(nftables.plan(snapshot)),
             Self::Iptables(iptables) => Plan::Iptables(iptables.plan(snapshot)),
             Self::Ebpf(ebpf) => Plan::Ebpf(ebpf.plan(snapshot)),
+            Self::Ipvs(ipvs) => Plan::Ipvs(ipvs.plan(snapshot)),
         }
     }
 
@@ -83,6 +89,7 @@ impl Backend {
             (Self::Nftables(nftables), Plan::Nftables(plan)) => nftables.apply(plan),
             (Self::Iptables(iptables), Plan::Iptables(plan)) => iptables.apply(plan),
             (Self::Ebpf(ebpf), Plan::Ebpf(plan)) => ebpf.apply(plan),
+            (Self::Ipvs(ipvs), Plan::Ipvs(plan)) => ipvs.apply(plan),
             // Somebody else's plan: what this kernel has is to be looked at anew.
             (backend, _) => {
                 backend.forget();
@@ -97,6 +104,7 @@ impl Backend {
             Self::Nftables(nftables) => nftables.verify(),
             Self::Iptables(iptables) => iptables.verify(),
             Self::Ebpf(ebpf) => ebpf.verify(),
+            Self::Ipvs(ipvs) => ipvs.verify(),
         }
     }
 
@@ -107,13 +115,14 @@ impl Backend {
             Self::Nftables(_) => {}
             Self::Iptables(iptables) => iptables.distrust(),
             Self::Ebpf(ebpf) => ebpf.distrust(),
+            Self::Ipvs(ipvs) => ipvs.distrust(),
         }
     }
 
     /// Which kind of iptables is used, if any.
     pub(super) fn flavor(&self) -> Option<Flavor> {
         match self {
-            Self::Nftables(_) | Self::Ebpf(_) => None,
+            Self::Nftables(_) | Self::Ebpf(_) | Self::Ipvs(_) => None,
             Self::Iptables(iptables) => Some(iptables.programs().flavor()),
         }
     }
@@ -124,13 +133,14 @@ impl Backend {
             Self::Nftables(_) => Mode::Nftables,
             Self::Iptables(_) => Mode::Iptables,
             Self::Ebpf(ebpf) => ebpf.mode(),
+            Self::Ipvs(_) => Mode::Ipvs,
         }
     }
 
     /// What is wrong with it, though Services are carried; told once.
     pub(super) fn trouble(&mut self) -> Option<String> {
         match self {
-            Self::Nftables(_) | Self::Iptables(_) => None,
+            Self::Nftables(_) | Self::Iptables(_) | Self::Ipvs(_) => None,
             Self::Ebpf(ebpf) => ebpf.trouble(),
         }
     }
@@ -138,7 +148,7 @@ impl Backend {
     /// What programs in the kernel did, when it is time to ask.
     pub(super) fn done(&mut self) -> Option<Done> {
         match self {
-            Self::Nftables(_) | Self::Iptables(_) => None,
+            Self::Nftables(_) | Self::Iptables(_) | Self::Ipvs(_) => None,
             Self::Ebpf(ebpf) => ebpf.done(),
         }
     }
@@ -156,6 +166,7 @@ impl Backend {
             Self::Nftables(nftables) => nftables.forget(),
             Self::Iptables(iptables) => iptables.forget(),
             Self::Ebpf(ebpf) => ebpf.forget(),
+            Self::Ipvs(ipvs) => ipvs.forget(),
         }
     }
 
@@ -165,6 +176,7 @@ impl Backend {
             Self::Nftables(nftables) => nftables.views(),
             Self::Iptables(iptables) => iptables.views(),
             Self::Ebpf(ebpf) => ebpf.views(),
+            Self::Ipvs(ipvs) => ipvs.views(),
         }
     }
 
@@ -174,6 +186,7 @@ impl Backend {
             Self::Nftables(nftables) => nftables.wait(),
             Self::Iptables(iptables) => iptables.wait(),
             Self::Ebpf(ebpf) => ebpf.wait(),
+            Self::Ipvs(ipvs) => ipvs.wait(),
         }
     }
 }

@@ -12,11 +12,12 @@ use kernel::tc::Tc;
 use net::iptables::{Ruleset, Saved, TableId};
 use net::nft::{Family, Op, Transaction};
 use plan::proxy::iptables::{CLUSTER_IPS, takeover};
-use plan::proxy::{FAMILIES, Mode, SetId, Settings, TABLE, udp_frontends};
+use plan::proxy::{FAMILIES, Mode, SetId, Settings, TABLE, ipvs, udp_frontends};
 
 use super::SinkError;
 use super::ebpf::drain::Drain;
 use super::iptables::tell;
+use super::ipvs::Sink;
 
 /// The other modes' traces in the network namespace that the opening thread was in.
 #[derive(Debug)]
@@ -25,12 +26,25 @@ pub(super) struct Others {
     programs: Iptables,
     tc: Tc,
     drain: Option<Drain>,
+    /// Virtual servers of IPVS, where there were any at the start; they go when they have no connections.
+    servers: Option<Sink>,
 }
 
 impl Others {
     pub(super) fn open() -> Result<Self, SinkError> {
-        let (programs, tc) = (Iptables::open(Flavor::Nft)?, Tc::open()?);
-        Ok(Self { nft: Nftables::open()?, programs, tc, drain: None })
+        let (mut nft, programs) = (Nftables::open()?, Iptables::open(Flavor::Nft)?);
+        let tc = Tc::open()?;
+        let mut led = false;
+        for family in FAMILIES {
+            led |= nft.has_table(family, ipvs::TABLE)?;
+        }
+        // Asking for IPVS would load its module.
+        let servers = led.then(Sink::open).transpose();
+        let servers = servers.inspect_err(|error| {
+            let error: &dyn std::error::Error = error;
+            tracing::warn!(component = "proxy", error, "what is left of IPVS stays");
+        });
+        Ok(Self { nft, programs, tc, drain: None, servers: servers.unwrap_or_default() })
     }
 
     /// Takes away what is not of the mode, and of iptables what is not of `flavor`. Answers the UDP frontends that were in
@@ -45,6 +59,7 @@ impl Others {
             log(self.leave_programs(&settings.ebpf.pins));
         }
         for family in FAMILIES {
+            // eBPF and IPVS have the same table beside them.
             if settings.mode == Mode::Iptables {
                 log(self.remove_table(family, &mut before));
             }
@@ -52,11 +67,21 @@ impl Others {
                 log(self.remove_chains(family, other, &mut before));
             }
         }
+        if settings.mode != Mode::Ipvs {
+            log(self.retire_servers());
+        }
         before
     }
 
     /// Looks after what could not be removed at once.
     pub(super) fn look(&mut self, settings: &Settings) {
+        self.look_after_programs(settings);
+        if settings.mode != Mode::Ipvs {
+            self.look_after_servers();
+        }
+    }
+
+    fn look_after_programs(&mut self, settings: &Settings) {
         let Some(drain) = &mut self.drain else { return };
         match drain.is_over(&mut self.tc) {
             Ok(false) => {}
@@ -80,6 +105,26 @@ impl Others {
         }
         tracing::info!(component = "proxy", "eBPF's program stays at links with its connections");
         Ok(())
+    }
+
+    /// Virtual servers take no new connections from now on; those that have none go.
+    fn retire_servers(&mut self) -> Result<(), SinkError> {
+        let Some(sink) = &mut self.servers else { return Ok(()) };
+        let all = sink.replace(ipvs::Servers::new())?;
+        sink.finish(&all)
+    }
+
+    /// Takes virtual servers away whose connections have ended.
+    fn look_after_servers(&mut self) {
+        let Some(sink) = &mut self.servers else { return };
+        let drained = sink.verify();
+        if sink.is_empty() {
+            log(drained.and_then(|()| sink.close()));
+            tracing::info!(component = "proxy", "the virtual servers of IPVS are removed");
+            self.servers = None;
+        } else {
+            log(drained);
+        }
     }
 
     fn remove_table(

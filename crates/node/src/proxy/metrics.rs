@@ -195,7 +195,7 @@ impl Metrics {
     /// The kernel has refused a sync.
     pub(super) fn failed(&self, mode: Mode) {
         match mode {
-            Mode::Nftables | Mode::Ebpf => &self.nftables_failures,
+            Mode::Nftables | Mode::Ebpf | Mode::Ipvs => &self.nftables_failures,
             Mode::Iptables => &self.iptables_failures,
         }
         .inc();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use net::bpf;
 use net::nft::Table;
 use parking_lot::Mutex;
+use plan::proxy::ipvs::Servers;
 use plan::proxy::{Change, FAMILIES, Fold, Settings, Snapshot, Views};
 
 use super::backend::{Applied, whole};
@@ -71,6 +72,16 @@ impl Nftables {
     /// All that eBPF programs are told beside the rules.
     pub(super) fn fast(&self) -> bpf::Tables {
         self.fold.lock().fast()
+    }
+
+    /// Virtual servers of IPVS, where that chooses.
+    pub(super) fn servers(&self) -> Servers {
+        self.fold.lock().servers()
+    }
+
+    /// So many transactions of nftables were this agent's own, on other tables.
+    pub(super) fn expect(&mut self, commits: u32) {
+        self.sink.expect(commits);
     }
 
     pub(super) fn verify(&mut self) -> Result<(), SinkError> {

@@ -20,7 +20,17 @@ pub enum SinkError {
     /// eBPF's programs or tables.
     #[error(transparent)]
     Bpf(#[from] kernel::bpf::BpfError),
+    /// The mode is IPVS, and the kernel has none.
+    #[error("can't use the IPVS proxier: {0}")]
+    Ipvs(#[from] IpvsMissing),
 }
+
+/// This kernel has no IPVS.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "Ipvs not supported by the kernel; load its module (modprobe ip_vs), or choose another --proxy-mode"
+)]
+pub struct IpvsMissing;
 
 /// Commits tables and changes. Knows what the kernel has, or that it does not know.
 #[derive(Debug)]
@@ -70,6 +80,11 @@ impl Sink {
     /// After an error: what the kernel has is not known any more.
     pub fn forget(&mut self) {
         self.known = false;
+    }
+
+    /// So many transactions were this agent's own, on other tables.
+    pub fn expect(&mut self, commits: u32) {
+        self.generation = self.generation.wrapping_add(commits);
     }
 
     /// Whether elements wait to be taken away.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use kernel::conntrack::{Conntrack, Flow, Protocol};
-use plan::proxy::{FAMILIES, Frontends, Views};
+use plan::proxy::{FAMILIES, Frontends, Mode, Views};
 
 use super::SinkError;
 
@@ -49,7 +49,9 @@ impl Cleaner {
 
     fn is_stale(&self, flow: &Flow, now: &Frontends, views: &Views) -> bool {
         if let Some(endpoints) = now.get(&flow.destination) {
-            return !endpoints.contains(&flow.answers);
+            // Without IPVS nobody translates what it did.
+            let orphaned = flow.by_ipvs && views.settings().mode != Mode::Ipvs;
+            return orphaned || !endpoints.contains(&flow.answers);
         }
         let address = flow.destination.ip();
         let ours = views.settings().service_cidrs.iter().any(|cidr| cidr.contains(&address));

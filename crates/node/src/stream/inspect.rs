@@ -58,7 +58,7 @@ fn proxy(mode: Mode, query: &Query) -> Response<Body> {
     };
     let frontend = Frontend { address: SocketAddr::new(address, port), protocol };
     let held = match mode {
-        Mode::Nftables | Mode::Ebpf => elements(frontend).map_err(SinkError::from),
+        Mode::Nftables | Mode::Ebpf | Mode::Ipvs => elements(frontend).map_err(SinkError::from),
         Mode::Iptables => rules(frontend).map_err(SinkError::from),
     };
     match held {

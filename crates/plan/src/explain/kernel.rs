@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Chain, Cluster, Step};
 use crate::decide::Packet;
-use crate::proxy::{FAMILIES, Fold, Mode, SetId, Settings, Snapshot, iptables};
+use crate::proxy::{FAMILIES, Fold, Mode, SetId, Settings, Snapshot, iptables, ipvs};
 use crate::service::Protocol;
 
 /// An address and port where a Service answers.
@@ -141,6 +141,11 @@ pub fn ruleset(cluster: &Cluster, settings: Settings) -> String {
             let fold = fold(cluster, settings);
             let rules = FAMILIES.map(|family| net::nft::render(&fold.table(family))).concat();
             net::bpf::render(&fold.fast()) + &rules
+        }
+        Mode::Ipvs => {
+            let fold = fold(cluster, settings);
+            let tables = FAMILIES.map(|family| net::nft::render(&fold.table(family))).concat();
+            tables + &net::ipvs::render(&ipvs::desired(&fold.servers()))
         }
         Mode::Iptables => {
             let snapshot = snapshot(cluster, &settings);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use net::nft::{Elements, Family, Field, Fields, Key, Set, SetData, Value, Verdict};
 
+use super::{Mode, ipvs};
 use crate::service::{Action, Frontend, Masquerade, Protocol, ServiceView};
 
 /// Set in the identity of a set of endpoints that is this node's only: a client's affinity to an endpoint elsewhere
@@ -202,12 +203,18 @@ pub(super) enum Class {
     /// The same, where pods are outside.
     SplitNode,
     Guard,
+    /// A virtual server of IPVS chooses.
+    Virtual(Option<MasqueradeChain>),
     Draw(ChainId),
 }
 
 impl Class {
-    pub(super) const FIXED: [Self; 5] =
-        [Self::Reject, Self::Drop, Self::Split, Self::SplitNode, Self::Guard];
+    const FIXED: [Self; 5] = [Self::Reject, Self::Drop, Self::Split, Self::SplitNode, Self::Guard];
+    const VIRTUAL: [Self; 3] = [
+        Self::Virtual(None),
+        Self::Virtual(Some(MasqueradeChain::OffCluster)),
+        Self::Virtual(Some(MasqueradeChain::Always)),
+    ];
     /// Numbers of drawing classes are kind and count: 2000004 draws one of four for everybody.
     const KIND: u32 = 1_000_000;
     /// Where the numbers of drawing classes with affinity begin: count, kind and seconds in one. One number and not
@@ -217,6 +224,12 @@ impl Class {
     /// Seconds of affinity are below this: the API's bound is 86,400.
     const SECONDS: u32 = 86_401;
 
+    /// Those that there are before any Service.
+    pub(super) fn fixed(mode: Mode) -> impl Iterator<Item = Self> {
+        let of_mode: &[Self] = if mode == Mode::Ipvs { &Self::VIRTUAL } else { &[] };
+        Self::FIXED.into_iter().chain(of_mode.iter().copied())
+    }
+
     fn fields(self) -> Fields {
         let code = match self {
             Self::Reject => 1,
@@ -224,6 +237,9 @@ impl Class {
             Self::Split => 3,
             Self::Guard => 4,
             Self::SplitNode => 5,
+            Self::Virtual(None) => 6,
+            Self::Virtual(Some(MasqueradeChain::OffCluster)) => 7,
+            Self::Virtual(Some(MasqueradeChain::Always)) => 8,
             Self::Draw(id) => {
                 let kind = match (id.local, id.masquerade, id.local_identity) {
                     (true, ..) => 4,
@@ -256,6 +272,7 @@ impl Class {
             Self::Split => Verdict::Goto("split".into()),
             Self::SplitNode => Verdict::Goto("split-node".into()),
             Self::Guard => Verdict::Goto("guard".into()),
+            Self::Virtual(masquerade) => Verdict::Goto(virtual_chain(masquerade).into()),
             Self::Draw(id) => Verdict::Goto(Arc::from(id.name())),
         };
         let maps: &[SetId] = match self {
@@ -263,9 +280,20 @@ impl Class {
             Self::Reject | Self::Drop | Self::Split | Self::SplitNode => {
                 &[SetId::Classes, SetId::GuardedClasses]
             }
-            Self::Draw(_) => &[SetId::Classes, SetId::GuardedClasses, SetId::SplitClasses],
+            Self::Virtual(_) | Self::Draw(_) => {
+                &[SetId::Classes, SetId::GuardedClasses, SetId::SplitClasses]
+            }
         };
         maps.iter().map(move |map| (*map, self.fields().key(), Value::Verdict(verdict.clone())))
+    }
+}
+
+/// The name of the chain that leaves the choice to IPVS.
+pub(super) const fn virtual_chain(masquerade: Option<MasqueradeChain>) -> &'static str {
+    match masquerade {
+        None => "virtual",
+        Some(MasqueradeChain::OffCluster) => "virtual-cluster",
+        Some(MasqueradeChain::Always) => "virtual-always",
     }
 }
 
@@ -277,11 +305,12 @@ pub(super) type Element = (SetId, Key, Value);
 pub(super) struct Lowered {
     pub(super) elements: Vec<Element>,
     pub(super) chains: BTreeSet<ChainId>,
+    mode: Mode,
 }
 
 /// Writes a Service's view as elements.
-pub(super) fn lower(view: &ServiceView, family: Family) -> Lowered {
-    let mut lowered = Lowered::default();
+pub(super) fn lower(view: &ServiceView, family: Family, mode: Mode) -> Lowered {
+    let mut lowered = Lowered { mode, ..Lowered::default() };
     let ours = |address: &&IpAddr| Family::of(address) == family;
     let sets = [(SetId::ClusterIps, &view.cluster_ips), (SetId::LocalVip, &view.node_local)];
     for (set, addresses) in sets {
@@ -313,9 +342,13 @@ impl Lowered {
                     Masquerade::OffCluster => MasqueradeChain::OffCluster,
                     Masquerade::Always => MasqueradeChain::Always,
                 });
-                self.identify(frontend);
-                let chain = ChainId { masquerade, local: false, ..chain(frontend, *local) };
-                self.draw(frontend, endpoints, chain)
+                if self.is_virtual(frontend) {
+                    Class::Virtual(masquerade)
+                } else {
+                    self.identify(frontend);
+                    let chain = ChainId { masquerade, local: false, ..chain(frontend, *local) };
+                    self.draw(frontend, endpoints, chain)
+                }
             }
             Action::Split { inside, outside, pods_inside } => {
                 self.identify(frontend);
@@ -325,7 +358,11 @@ impl Lowered {
                 }
                 if !outside.is_empty() {
                     let id = ChainId { local: true, ..chain(frontend, true) };
-                    let class = self.draw(frontend, outside, id);
+                    let class = if self.is_virtual(frontend) {
+                        Class::Virtual(None)
+                    } else {
+                        self.draw(frontend, outside, id)
+                    };
                     self.push(SetId::Outside, frontend, class);
                 }
                 if *pods_inside { Class::Split } else { Class::SplitNode }
@@ -339,6 +376,10 @@ impl Lowered {
         for range in sources {
             self.allow(frontend, range);
         }
+    }
+
+    fn is_virtual(&self, frontend: &Frontend) -> bool {
+        self.mode == Mode::Ipvs && ipvs::endpoints(frontend).is_some()
     }
 
     fn push(&mut self, set: SetId, frontend: &Frontend, class: Class) {
@@ -411,11 +452,22 @@ fn identity(frontend: &Frontend, local: bool) -> Fields {
 /// The UDP frontends among the elements of [`SetId::Services`], as the kernel shows them.
 #[must_use]
 pub fn udp_frontends(family: Family, elements: &Elements) -> BTreeSet<SocketAddr> {
+    let all = frontends(family, elements);
+    all.filter(|(protocol, _)| *protocol == Protocol::Udp.number())
+        .map(|(_, address)| address)
+        .collect()
+}
+
+/// The protocol and the address of elements whose keys are frontends.
+pub(super) fn frontends(
+    family: Family,
+    elements: &Elements,
+) -> impl Iterator<Item = (u8, SocketAddr)> {
     let width = match family {
         Family::Ip => 4,
         Family::Ip6 => 16,
     };
-    let frontends = elements.keys().filter_map(|key| {
+    elements.keys().filter_map(move |key| {
         let (address, rest) = key.bytes.split_at_checked(width)?;
         let address = match family {
             Family::Ip => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
@@ -425,8 +477,6 @@ pub fn udp_frontends(family: Family, elements: &Elements) -> BTreeSet<SocketAddr
         let (&[protocol, ..], &[high, low, ..]) = rest.split_first_chunk::<4>()? else {
             return None;
         };
-        let port = u16::from_be_bytes([high, low]);
-        (protocol == Protocol::Udp.number()).then(|| SocketAddr::new(address, port))
-    });
-    frontends.collect()
+        Some((protocol, SocketAddr::new(address, u16::from_be_bytes([high, low]))))
+    })
 }

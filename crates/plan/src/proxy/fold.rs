@@ -17,7 +17,7 @@ use super::ebpf::{Before, Fast};
 use super::elements::{ChainId, Class, Lowered, SetId, lower};
 use super::ruleset::{draw_chain, skeleton};
 use super::views::Views;
-use super::{FAMILIES, Mode, Settings};
+use super::{FAMILIES, Mode, Settings, ipvs};
 
 /// The objects that the proxy watches, at one moment.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +70,8 @@ pub struct Change {
     pub health: bool,
     /// Whether a TCP connection that is then to be reset may now lead to an endpoint that is gone.
     pub resets: bool,
+    /// Virtual servers of IPVS; none in other modes.
+    pub servers: ipvs::Change,
 }
 
 impl Change {
@@ -77,7 +79,7 @@ impl Change {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let none = |change: &FamilyChange| change.chains.is_empty() && change.elements.is_empty();
-        let rest = self.udp || self.health || self.resets;
+        let rest = self.udp || self.health || self.resets || !self.servers.is_empty();
         self.families.values().all(none) && self.fast.is_empty() && !rest
     }
 }
@@ -108,6 +110,7 @@ pub struct Fold {
     families: BTreeMap<Family, FamilyState>,
     /// In mode ebpf only.
     fast: Option<Fast>,
+    servers: ipvs::Claims,
 }
 
 impl Fold {
@@ -119,6 +122,7 @@ impl Fold {
             views: Views::new(settings),
             shares: BTreeMap::new(),
             families: FAMILIES.into_iter().map(|family| (family, FamilyState::default())).collect(),
+            servers: ipvs::Claims::default(),
         }
     }
 
@@ -175,7 +179,11 @@ impl Fold {
             if let Some(fast) = &mut self.fast {
                 fast.claim(&name, &view, self.views.settings(), &mut before);
             }
-            let lowered = FAMILIES.map(|family| lower(&view, family));
+            let Settings { mode, ipvs_scheduler, .. } = *self.settings();
+            if mode == Mode::Ipvs {
+                self.servers.put(&name, &view, ipvs_scheduler, &mut change.servers);
+            }
+            let lowered = FAMILIES.map(|family| lower(&view, family, mode));
             let keys = |lowered: &Lowered| {
                 lowered.elements.iter().map(|(set, key, _)| (*set, key.clone())).collect()
             };
@@ -214,6 +222,12 @@ impl Fold {
     #[must_use]
     pub fn fast(&self) -> bpf::Tables {
         self.fast.as_ref().map(Fast::tables).unwrap_or_default()
+    }
+
+    /// The virtual servers of IPVS; none in other modes.
+    #[must_use]
+    pub fn servers(&self) -> ipvs::Servers {
+        self.servers.servers()
     }
 
     /// The Services that the table is planned from.

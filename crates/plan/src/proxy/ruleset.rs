@@ -9,8 +9,8 @@ use net::nft::{
     Table, Verdict, load,
 };
 
-use super::Settings;
-use super::elements::{ChainId, Class, IDENTITY_LOCAL, MasqueradeChain, SetId};
+use super::elements::{ChainId, Class, IDENTITY_LOCAL, MasqueradeChain, SetId, virtual_chain};
+use super::{Mode, Settings};
 
 /// The table's name in both families.
 pub const TABLE: &str = "rhumb_proxy";
@@ -31,7 +31,7 @@ pub(super) fn skeleton(family: Family, settings: &Settings) -> Table {
             table.elements.insert(set.name().into(), Default::default());
         }
     }
-    for (map, key, value) in Class::FIXED.into_iter().flat_map(Class::elements) {
+    for (map, key, value) in Class::fixed(settings.mode).flat_map(Class::elements) {
         table.elements.entry(map.name().into()).or_default().insert(key, value);
     }
     let rules = Rules { family, settings };
@@ -63,6 +63,11 @@ pub(super) fn skeleton(family: Family, settings: &Settings) -> Table {
     ];
     for (name, rules) in regular {
         table.chains.insert(name.into(), Chain { hook: None, rules });
+    }
+    if settings.mode == Mode::Ipvs {
+        for (name, rules) in rules.virtuals() {
+            table.chains.insert(name.into(), Chain { hook: None, rules });
+        }
     }
     table
 }
@@ -227,6 +232,17 @@ impl Rules<'_> {
             rules.push(self.mark());
         }
         rules
+    }
+
+    /// IPVS chooses, after these rules; source NAT is asked for here.
+    fn virtuals(&self) -> [(&'static str, Vec<Rule>); 3] {
+        let accept = || Rule::new([Expr::Verdict(Verdict::Accept)]);
+        let off_cluster = Rule::new([jump("mark-off-cluster")]);
+        [
+            (virtual_chain(None), vec![accept()]),
+            (virtual_chain(Some(MasqueradeChain::OffCluster)), vec![off_cluster, accept()]),
+            (virtual_chain(Some(MasqueradeChain::Always)), vec![self.mark(), accept()]),
+        ]
     }
 
     fn reject(&self) -> Vec<Rule> {
