@@ -277,10 +277,10 @@ impl Class {
         };
         let maps: &[SetId] = match self {
             Self::Guard => &[SetId::Classes],
-            Self::Reject | Self::Drop | Self::Split | Self::SplitNode => {
+            Self::Reject | Self::Split | Self::SplitNode => {
                 &[SetId::Classes, SetId::GuardedClasses]
             }
-            Self::Virtual(_) | Self::Draw(_) => {
+            Self::Drop | Self::Virtual(_) | Self::Draw(_) => {
                 &[SetId::Classes, SetId::GuardedClasses, SetId::SplitClasses]
             }
         };
@@ -364,6 +364,9 @@ impl Lowered {
                         self.draw(frontend, outside, id)
                     };
                     self.push(SetId::Outside, frontend, class);
+                } else if *pods_inside {
+                    // Another Service may name the same address: what it has for clients outside is not for this one's.
+                    self.push(SetId::Outside, frontend, Class::Drop);
                 }
                 if *pods_inside { Class::Split } else { Class::SplitNode }
             }

@@ -524,8 +524,28 @@ fn every_chain_has_a_class_of_its_own() {
 }
 
 #[test]
-fn a_node_that_falls_silent_touches_only_services_with_endpoints_there() {
-    let plain = Sketch {
+fn an_address_of_two_services_is_the_first_ones_also_where_that_drops() {
+    let external = |pod: u8| Sketch { external_local: true, external_ip: true, ..serving(&[pod]) };
+    // The first one's endpoint is on another node, the second one's on this.
+    let snapshot = world(&BTreeMap::from([(0, external(2)), (3, external(1))]));
+    let mut fold = Fold::new(Settings { external_ips: true, ..settings() });
+    fold.advance(&snapshot);
+    let table = fold.table(Family::Ip);
+    let packet = Packet {
+        source: "192.0.2.9".parse().unwrap(),
+        destination: "203.0.113.200".parse().unwrap(),
+        proto: 6,
+        port: 80,
+        source_is_local: false,
+        mark: 0,
+    };
+    let seen = table.trace("prerouting", &packet, 0, BTreeMap::new());
+    assert_eq!(seen.outcome, Outcome::Drop);
+}
+
+/// A Service with these endpoints, and nothing out of the ordinary.
+fn serving(pods: &[u8]) -> Sketch {
+    Sketch {
         kind: 0,
         internal_local: false,
         external_local: false,
@@ -534,15 +554,15 @@ fn a_node_that_falls_silent_touches_only_services_with_endpoints_there() {
         node_local: false,
         v6: false,
         udp: false,
-        endpoints: BTreeMap::new(),
+        endpoints: pods.iter().map(|pod| (*pod, 0)).collect(),
         hints: 0,
         external_ip: false,
         proxy_mode: false,
-    };
-    let serving = |pods: &[u8]| Sketch {
-        endpoints: pods.iter().map(|pod| (*pod, 0)).collect(),
-        ..plain.clone()
-    };
+    }
+}
+
+#[test]
+fn a_node_that_falls_silent_touches_only_services_with_endpoints_there() {
     let sketches = BTreeMap::from([(0, serving(&[0, 1])), (1, serving(&[1, 3]))]);
     let silent = world(&sketches);
     let heard = Snapshot { silent: Arc::default(), ..silent.clone() };
