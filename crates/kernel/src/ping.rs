@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -19,13 +20,13 @@ const QUEUE_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Ping {
     /// A raw socket, which is read and written as a datagram socket is.
-    socket: tokio::net::UdpSocket,
+    socket: UdpSocket,
     ipv4: bool,
     identifier: u16,
 }
 
 impl Ping {
-    /// A socket for one family; `identifier` tells its replies from others'. Needs a tokio runtime.
+    /// A socket for one family; `identifier` tells its replies from others'. It never waits.
     ///
     /// # Errors
     /// When the kernel gives no raw socket (CAP_NET_RAW).
@@ -35,8 +36,7 @@ impl Ping {
         let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
         socket.set_nonblocking(true)?;
         socket.set_recv_buffer_size(QUEUE_BYTES)?;
-        let socket = tokio::net::UdpSocket::from_std(UdpSocket::from(socket))?;
-        Ok(Self { socket, ipv4, identifier })
+        Ok(Self { socket: socket.into(), ipv4, identifier })
     }
 
     /// Asks `host`.
@@ -49,21 +49,13 @@ impl Ping {
         SockRef::from(&self.socket).send_to(&packet, &SocketAddr::new(host, 0).into()).map(drop)
     }
 
-    /// Waits until something has come.
-    ///
-    /// # Errors
-    /// When the socket is broken.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.socket.readable().await
-    }
-
     /// Takes one packet: who replied to which number. `None` for what is no reply to this socket.
     ///
     /// # Errors
     /// `WouldBlock` when nothing has come.
     pub fn receive(&self) -> io::Result<Option<(IpAddr, u16)>> {
         let mut buffer = [0; REPLY_BYTES_MAX];
-        let (length, from) = self.socket.try_recv_from(&mut buffer)?;
+        let (length, from) = self.socket.recv_from(&mut buffer)?;
         let packet = buffer.get(..length).unwrap_or_default();
         let number = if self.ipv4 {
             reply_v4(packet, self.identifier)
@@ -71,6 +63,13 @@ impl Ping {
             reply(packet, V6.1, self.identifier)
         };
         Ok(number.map(|number| (from.ip(), number)))
+    }
+}
+
+impl AsFd for Ping {
+    /// To wait for what comes.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
@@ -109,6 +108,8 @@ fn reply_v4(packet: &[u8], identifier: u16) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
     use super::*;
 
     #[test]
@@ -118,14 +119,15 @@ mod tests {
         assert_eq!(packet[4..], [0x12, 0x34, 0xff, 0xfe]);
     }
 
-    #[tokio::test]
-    async fn this_hosts_kernel_replies() {
+    #[test]
+    fn this_hosts_kernel_replies() {
         for (host, ipv4) in [("127.0.0.1", true), ("::1", false)] {
             let ping = Ping::open(ipv4, 0x3412).unwrap();
             let host: IpAddr = host.parse().unwrap();
             ping.send(host, 77).unwrap();
             loop {
-                ping.readable().await.unwrap();
+                poll(&mut [PollFd::new(ping.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)
+                    .unwrap();
                 // The socket also sees the request, and what others ask for.
                 if let Ok(Some(reply)) = ping.receive() {
                     assert_eq!(reply, (host, 77));

@@ -29,6 +29,10 @@ pub use watch::{BEAT_MS, MISSED_MS};
 const LATENESS_MS: u64 = 30;
 /// Who is there is believed of a neighbour that answers within so long: else the way to it may be gone.
 const PROMPT_MS: u64 = 150;
+/// How early a beat goes out together with another, or with a neighbour's; with its first one, whatever the time.
+const JOIN_MS: u64 = BEAT_MS / 4;
+/// When to look again who is to be watched, where nobody is.
+const IDLE_MS: u64 = 1_000;
 /// Reports of others in a message without an alarm.
 const CALM_REPORTS: usize = 2;
 
@@ -96,8 +100,8 @@ impl Liveness {
         let neighbours: BTreeSet<Id> = self.ring.neighbours(self.me).collect();
         self.watches.retain(|id, _| neighbours.contains(id));
         for id in neighbours {
-            // Beats of one node go out at different times.
-            let phase = (self.me.0 ^ id.0) % BEAT_MS;
+            // Not all nodes at once where all begin at once.
+            let phase = self.me.0 % BEAT_MS;
             let watch = self.watches.entry(id).or_insert_with(|| Watch::new(now, phase));
             if self.council.is_missed(id) {
                 watch.is_spoken_of(now);
@@ -118,6 +122,7 @@ impl Liveness {
         let watch = self.watches.get_mut(&beat.from).ok_or(Ignored::NoNeighbour)?;
         let echo = beat.echo.filter(|echo| echo.epoch == self.stamp.epoch);
         let sent = echo.and_then(|echo| watch.sent(echo.number));
+        let is_first = watch.theirs.is_none();
         if !watch.follows(beat.stamp, sent.is_some()) {
             return Err(Ignored::Old);
         }
@@ -129,7 +134,7 @@ impl Liveness {
         if asks {
             self.send(now, from, false);
         }
-        self.tick(now);
+        self.step(now, Some(if is_first { BEAT_MS } else { JOIN_MS }));
         Ok(())
     }
 
@@ -146,6 +151,11 @@ impl Liveness {
 
     /// Does what is due.
     pub fn tick(&mut self, now: u64) {
+        self.step(now, None);
+    }
+
+    /// The same; beats that would be due within `join` milliseconds go out, too.
+    fn step(&mut self, now: u64, join: Option<u64>) {
         self.excuse(now);
         let mut changed = false;
         for watch in self.watches.values_mut() {
@@ -159,7 +169,7 @@ impl Liveness {
         let verdicts = self.council.decide(now, &self.ring, self.me);
         self.outputs.extend(told.into_iter().map(Output::Tell));
         self.outputs.extend(verdicts.into_iter().map(Output::Verdict));
-        self.send_due(now, was_calm && self.council.is_alarm(now));
+        self.send_due(now, was_calm && self.council.is_alarm(now), join);
         self.wake = self.next(now);
     }
 
@@ -183,6 +193,12 @@ impl Liveness {
     /// Neighbours that this node itself misses.
     pub fn missed(&self) -> impl Iterator<Item = Id> + '_ {
         self.watches.iter().filter(|(_, watch)| watch.is_missed()).map(|(id, _)| *id)
+    }
+
+    /// Whether nothing is going on: no alarm, and nobody is late.
+    #[must_use]
+    pub fn is_calm(&self, now: u64) -> bool {
+        !self.council.is_alarm(now) && self.watches.values().all(|watch| !watch.asks(now))
     }
 
     /// How many neighbours this node watches.
@@ -219,7 +235,7 @@ impl Liveness {
             }
         }
         if was_calm && self.council.is_alarm(now) {
-            self.send_due(now, true);
+            self.send_due(now, true, None);
         }
     }
 
@@ -255,9 +271,14 @@ impl Liveness {
         self.council.learn(now, Report { author: self.me, version, missed });
     }
 
-    fn send_due(&mut self, now: u64, all: bool) {
+    /// Sends what is due. Beats are no hurry and go out together: all with the first one, and with a neighbour's. So all nodes
+    /// come to beat at the same time, and wake up once for it and not for each neighbour twice.
+    fn send_due(&mut self, now: u64, all: bool, join: Option<u64>) {
         let rhythm = self.council.rhythm(now);
         let due = |watch: &Watch| all && !watch.is_missed() || watch.is_due(now, rhythm);
+        let join = join.or_else(|| self.watches.values().any(due).then_some(JOIN_MS));
+        let joins = |watch: &Watch| join.is_some_and(|ms| watch.joins(now, ms, rhythm));
+        let due = |watch: &Watch| due(watch) || joins(watch);
         let due: Vec<Id> =
             self.watches.iter().filter(|(_, watch)| due(watch)).map(|(id, _)| *id).collect();
         for to in due {
@@ -289,6 +310,6 @@ impl Liveness {
     fn next(&self, now: u64) -> u64 {
         let rhythm = self.council.rhythm(now);
         let watches = self.watches.values().map(|watch| watch.wake(now, rhythm));
-        watches.chain(self.council.wake(now)).min().unwrap_or(now + BEAT_MS)
+        watches.chain(self.council.wake(now)).min().unwrap_or(now + IDLE_MS)
     }
 }

@@ -399,6 +399,34 @@ fn a_node_costs_the_same_in_a_cluster_of_any_size() {
 }
 
 #[test]
+fn nodes_beat_together_and_wake_up_seldom() {
+    for (count, seed) in [(3, 1), (3, 2), (8, 3), (20, 4), (100, 5)] {
+        let mut net = Net::new(count, seed, FINE);
+        // One after another, at any time.
+        for node in 0..count {
+            net.kill(node);
+            let ms = net.chance.below(300) as u64;
+            net.run(ms);
+            net.start(node);
+        }
+        net.run(3_000);
+        let (mut busy, mut before) = (0, 0);
+        net.sent = Some((0, 0));
+        for _ in 0..2_000 {
+            net.run(1);
+            let (messages, _) = net.sent.unwrap();
+            busy += u32::from(messages > before);
+            before = messages;
+        }
+        // Ten beats, and some milliseconds until the news of each is everywhere.
+        assert!(busy <= 10 * 5, "{count} nodes: somebody sends in {busy} ms of 2,000");
+        let each = before / count as u64;
+        let neighbours = if count <= 8 { count as u64 - 1 } else { 8 };
+        assert!(each <= 10 * neighbours, "{count} nodes: each sends {each} messages");
+    }
+}
+
+#[test]
 fn messages_of_strangers_and_old_ones_are_ignored() {
     use super::{Ignored, Liveness, Output};
     let ids: Vec<Id> = ["a", "b", "c", "d"].map(Id::of).to_vec();

@@ -195,6 +195,12 @@ impl Watch {
         now >= self.due(now, alarm_ms)
     }
 
+    /// Whether the next message may go out `early` milliseconds before it is due: a plain beat.
+    pub(super) fn joins(&self, now: u64, early: u64, alarm_ms: Option<u64>) -> bool {
+        let due = self.due(now, alarm_ms);
+        due == self.sent_at + BEAT_MS && now + early >= due
+    }
+
     /// When the next message is due; in an alarm, neighbours that answer hear more often.
     fn due(&self, now: u64, alarm_ms: Option<u64>) -> u64 {
         let answers = !self.missed || self.back_since.is_some();
