@@ -131,13 +131,19 @@ impl World {
         for health in self.healths.values() {
             health.syncing();
         }
-        for (name, plane) in &mut self.planes {
-            let snapshot = Snapshot {
-                node: Some(Arc::new(node_object(name))),
-                addresses: own_addresses(name),
-                ..self.snapshot.clone()
-            };
-            plane.apply(&snapshot);
+        let names: Vec<&'static str> = self.planes.keys().copied().collect();
+        for name in names {
+            let snapshot = self.known_at(name);
+            self.planes.get_mut(name).expect("it was there").apply(&snapshot);
+        }
+    }
+
+    /// What the agent of a node knows.
+    pub(crate) fn known_at(&self, node: &str) -> Snapshot {
+        Snapshot {
+            node: Some(Arc::new(node_object(node))),
+            addresses: own_addresses(node),
+            ..self.snapshot.clone()
         }
     }
 
