@@ -3,6 +3,7 @@
 #pragma once
 
 #include "affinity.h"
+#include "direct.h"
 #include "track.h"
 #include "work.h"
 
@@ -196,7 +197,7 @@ INLINE int remember(struct __sk_buff *skb, const struct packet *packet, struct w
 		return 0;
 	*back = *there;
 	back->flags = TRACK_REPLY;
-	back->first = packet->first;
+	back->first = begins(packet) ? packet->first : 0;
 	turn(&packet->tuple, &back->to);
 	if (!take_port(skb, &there->to, back, masqueraded, told))
 		return 0;
@@ -217,8 +218,11 @@ INLINE int is_in_between(const struct tuple *tuple)
 	return track && track->flags & TRACK_REPLY && track->set && !is_over(&answer, track);
 }
 
-INLINE void set_out(const struct packet *packet, struct track *there)
+INLINE void set_out(const struct packet *packet, struct work *work)
 {
+	struct track *there = &work->there;
+
+	work->direct = 0;
 	__builtin_memset(there, 0, sizeof(*there));
 	there->to = packet->tuple;
 	there->begun_ns = there->seen_ns = now_ns();
@@ -250,6 +254,28 @@ INLINE int find_usual_endpoint(struct __sk_buff *skb, const struct packet *packe
 	return to->destination_port && find_way(skb, to, ANY_SIZE, &work->way) == SOMEWHERE;
 }
 
+/*
+ * Whether the endpoint's node can answer the client: it has a pod there and is another one, and the client is none of the
+ * nodes, which would get the answer past the program.
+ */
+INLINE int goes_direct(const struct choice *choice, const struct work *work)
+{
+	const struct tuple *to = &work->there.to;
+
+	return choice->flags & CHOICE_DIRECT && work->there.audience == OUTSIDE && is_pod(to->family, to->destination) &&
+	       !is_node(to->source);
+}
+
+/* One entry, for the client's packets alone. */
+INLINE int remember_direct(const struct packet *packet, struct work *work)
+{
+	struct track *there = &work->there;
+
+	there->flags = TRACK_DIRECT;
+	work->direct = TRACK_DIRECT;
+	return !map_update(&tracked, &packet->tuple, there, BPF_ANY);
+}
+
 /* Leads a new flow to an endpoint of this frontend. */
 INLINE int serve(struct __sk_buff *skb, const struct packet *packet, const struct frontend *frontend, struct work *work)
 {
@@ -270,6 +296,13 @@ INLINE int serve(struct __sk_buff *skb, const struct packet *packet, const struc
 	}
 	there->set = terms(frontend, choice.set);
 	masqueraded = choice.flags & CHOICE_MASQUERADE || is_same(there->to.source, there->to.destination);
+	if (goes_direct(&choice, work)) {
+		if (work->way.audience == PODS)
+			masqueraded = 0;
+		/* Who begins with too much for that is masqueraded. */
+		else if (can_wrap(skb, packet, work, &there->to))
+			return remember_direct(packet, work);
+	}
 	return remember(skb, packet, work, masqueraded);
 }
 
@@ -292,7 +325,7 @@ INLINE int begin(struct __sk_buff *skb, const struct packet *packet, struct work
 	frontend = frontend_of(tuple);
 	if (!frontend && !is_between_pods(tuple) && !is_in_between(tuple))
 		return 0;
-	set_out(packet, &work->there);
+	set_out(packet, work);
 	if (frontend && !serve(skb, packet, frontend, work)) {
 		count(tuple->family == 4 ? LEFT4 : LEFT6);
 		return 0;
@@ -301,5 +334,30 @@ INLINE int begin(struct __sk_buff *skb, const struct packet *packet, struct work
 		return 0;
 	*to = work->there.to;
 	count_flow(tuple, !!frontend);
+	return 1;
+}
+
+/*
+ * A packet to a frontend of another node, which has chosen this endpoint of ours. From here on it is as if it had come
+ * to us: the endpoint's answers leave as the frontend's. In the middle of a connection, too, if its entries are lost.
+ */
+INLINE int take_over(struct __sk_buff *skb, const struct packet *packet, struct work *work, struct tuple *to)
+{
+	struct track *there = &work->there;
+
+	if (recall(packet, work, to) && is_same(to->destination, work->told.destination) &&
+	    to->destination_port == work->told.destination_port)
+		return 1;
+	set_out(packet, work);
+	__builtin_memcpy(there->to.destination, work->told.destination, 16);
+	there->to.destination_port = work->told.destination_port;
+	there->audience = OUTSIDE;
+	there->set = TOLD_SET;
+	if (find_way(skb, &there->to, ANY_SIZE, &work->way) != SOMEWHERE || work->way.audience != PODS)
+		return 0;
+	if (!remember(skb, packet, work, 0))
+		return 0;
+	count(there->to.family == 4 ? FLOWS4 : FLOWS6);
+	*to = there->to;
 	return 1;
 }

@@ -5,7 +5,7 @@
  */
 #pragma once
 
-#include "leave.h"
+#include "direct.h"
 #include "track.h"
 #include "work.h"
 
@@ -20,13 +20,8 @@
 
 /* Bytes quoted of a packet that is too big: its headers, and no more than a packet may have anywhere. */
 #define QUOTED 128
-#define HOPS 64
 
-static long (*const load_bytes)(const void *context, __u32 at, void *to, __u32 length) =
-	(void *)BPF_FUNC_skb_load_bytes;
 static long (*const change_tail)(struct __sk_buff *skb, __u32 length, __u64 flags) = (void *)BPF_FUNC_skb_change_tail;
-static long (*const adjust_room)(struct __sk_buff *skb, __s32 more, __u32 where, __u64 flags) =
-	(void *)BPF_FUNC_skb_adjust_room;
 
 struct icmp_header {
 	__u8 type;
@@ -172,16 +167,6 @@ INLINE int carry_error6(struct __sk_buff *skb, struct error *error, struct way *
 	__builtin_memcpy(&head->ip.daddr, error->outer_to.destination, 16);
 	head->ip.hop_limit--;
 	return pass_on(skb, way);
-}
-
-INLINE int is_error(struct __sk_buff *skb)
-{
-	__u32 at = skb->protocol == htons(ETH_P_IP) ? ETH_HLEN + __builtin_offsetof(struct iphdr, protocol)
-						    : ETH_HLEN + __builtin_offsetof(struct ipv6hdr, nexthdr);
-	__u8 wanted = skb->protocol == htons(ETH_P_IP) ? IPPROTO_ICMP : IPPROTO_ICMPV6;
-	__u8 protocol;
-
-	return !load_bytes(skb, at, &protocol, 1) && protocol == wanted;
 }
 
 INLINE int carry_error(struct __sk_buff *skb, struct work *work)

@@ -15,6 +15,8 @@
 #define FRAGMENTS_MAX (1 << 10)
 /* Links of this node to pods and to the outside. */
 #define DEVICES_MAX (1 << 13)
+/* Addresses of nodes. */
+#define NODES_MAX (1 << 13)
 /* Ranges of pods' addresses. */
 #define RANGES_MAX (1 << 8)
 /* Sets of endpoints with a table, and its places; also in `plan::proxy::maglev`. */
@@ -38,6 +40,10 @@ struct tuple {
 #define TRACK_FIN_BACK 8   /* the other one is */
 #define TRACK_HEARD 16     /* this one has acknowledged that */
 #define TRACK_HEARD_BACK 32
+#define TRACK_DIRECT 64    /* the endpoint's node answers: there is no other direction */
+
+/* The set of flows whose endpoint was chosen by another node. */
+#define TOLD_SET (~0ull)
 
 /* What becomes of packets that come with a tuple. `to` turned around is the tuple of the answers. */
 struct track {
@@ -68,6 +74,13 @@ struct range_key {
 /* Addresses of pods of all nodes. */
 MAP(pods4, LPM_TRIE, struct range_key, __u32, RANGES_MAX, BPF_F_NO_PREALLOC);
 MAP(pods6, LPM_TRIE, struct range_key, __u32, RANGES_MAX, BPF_F_NO_PREALLOC);
+
+struct address {
+	__be32 parts[4];
+};
+
+/* Of all nodes: who may say which endpoint a client gets. */
+MAP(nodes, HASH, struct address, __u32, NODES_MAX, BPF_F_NO_PREALLOC);
 
 /* Which endpoint of a set a client from outside gets. */
 struct table {

@@ -11,7 +11,7 @@
 #include "helpers.h"
 
 /* Changes with every change of a layout: maps are pinned below a folder with this number. Also in `bpf.rs`. */
-#define LAYOUT 2
+#define LAYOUT 3
 
 /* Entries take memory when they are there, the number of buckets always: 16 bytes each. */
 #define FRONTENDS_MAX (1 << 17)
@@ -31,6 +31,7 @@ enum audience {
 /* Flags of a choice. */
 #define CHOICE_MASQUERADE 1 /* the node puts its address in place of the client's */
 #define CHOICE_LOCAL 2      /* endpoints of this node only, by policy: affinity is remembered apart */
+#define CHOICE_DIRECT 4     /* nobody's, where the endpoint's node answers the client itself */
 
 /* The endpoints for one audience. None: the programs leave these packets to the rules underneath. */
 struct choice {

@@ -142,7 +142,7 @@ INLINE int is_stale6(const struct tuple *tuple, struct track *track)
 INLINE int is_stale(const struct tuple *tuple, struct track *track)
 {
 	/* Without a set it is no Service's flow. */
-	if (tuple->protocol != IPPROTO_UDP || track->flags & TRACK_REPLY || !track->set)
+	if (tuple->protocol != IPPROTO_UDP || track->flags & TRACK_REPLY || !track->set || track->set == TOLD_SET)
 		return 0;
 	return tuple->family == 4 ? is_stale4(tuple, track) : is_stale6(tuple, track);
 }
@@ -150,7 +150,7 @@ INLINE int is_stale(const struct tuple *tuple, struct track *track)
 /* A client may use a port again as soon as both sides have closed. */
 INLINE int is_used_again(const struct packet *packet, const struct track *track)
 {
-	__u32 closed = TRACK_FIN | TRACK_FIN_BACK;
+	__u32 closed = track->flags & TRACK_DIRECT ? TRACK_FIN : TRACK_FIN | TRACK_FIN_BACK;
 
 	return packet->tuple.protocol == IPPROTO_TCP && begins(packet) && (track->flags & closed) == closed;
 }
@@ -213,6 +213,23 @@ INLINE int is_end(const struct packet *packet, const struct track *track)
 	return packet->flags & (FIN | RST) || track->flags & (TRACK_FIN | TRACK_FIN_BACK);
 }
 
+/* Only the client is heard: how its connection ends is known to the endpoint's node. */
+INLINE void note_direct(const struct packet *packet, struct track *track)
+{
+	__u64 now = now_ns();
+
+	if (now - track->seen_ns > SECOND_NS)
+		track->seen_ns = now;
+	if (packet->tuple.protocol != IPPROTO_TCP)
+		return;
+	if (packet->flags & RST)
+		map_delete(&tracked, &packet->tuple);
+	else if (packet->flags & FIN)
+		track->flags |= TRACK_FIN;
+	else if (!begins(packet))
+		track->flags |= TRACK_ANSWERED;
+}
+
 /* Takes in what a packet says of its flow. */
 INLINE void note(const struct packet *packet, struct track *track, struct work *work)
 {
@@ -253,6 +270,10 @@ INLINE int recall(const struct packet *packet, struct work *work, struct tuple *
 		return 0;
 	}
 	*to = track->to;
-	note(packet, track, work);
+	work->direct = track->flags & TRACK_DIRECT;
+	if (work->direct)
+		note_direct(packet, track);
+	else
+		note(packet, track, work);
 	return 1;
 }

@@ -20,6 +20,8 @@ struct work {
 	struct error error;
 	struct affinity_key client;
 	struct affinity at;
+	struct tuple told; /* the endpoint that another node chose is its destination */
+	__u32 direct; /* whether the packet goes to the endpoint's node as it came */
 };
 
 /* One for each CPU: a program at a link is not interrupted by another one there. */

@@ -21,7 +21,7 @@ pub use pins::{is_pinned, remove, stop_connects};
 pub use tables::{Counter, Place, Tables};
 
 /// Changes with every change of a table's layout: `LAYOUT` of `bpf/maps.h`.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 /// `bpf/connect.bpf.c`, compiled.
 static CONNECT: &[u8] = include_bytes_aligned!("../bpf/connect.bpf.o");
 /// Its programs, each named as what it is attached to.

@@ -24,6 +24,8 @@ pub struct Choice {
     pub masquerade: bool,
     /// Whether these are this node's endpoints only, by policy: affinity to them is remembered apart.
     pub local: bool,
+    /// Whether another node with the endpoint answers the client itself, and sees its address.
+    pub direct: bool,
 }
 
 /// Where a Service answers.
@@ -282,7 +284,8 @@ pub fn render(tables: &Tables) -> String {
         for (audience, choice) in choices.iter().filter(|(_, choice)| choice.count > 0) {
             let masquerade = if choice.masquerade { " masquerade" } else { "" };
             let local = if choice.local { " local" } else { "" };
-            text.push_str(&format!(" {audience} {:016x}{masquerade}{local}", choice.set));
+            let direct = if choice.direct { " direct" } else { "" };
+            text.push_str(&format!(" {audience} {:016x}{masquerade}{local}{direct}", choice.set));
         }
         if frontend.affinity_s > 0 {
             text.push_str(&format!(" affinity {}s", frontend.affinity_s));

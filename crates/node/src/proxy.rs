@@ -32,6 +32,7 @@ use client::{
 };
 use ipnet::IpNet;
 use parking_lot::Mutex;
+use plan::podnet::internal_addresses;
 use plan::proxy::{Dirty, Settings, Snapshot};
 use tokio_util::sync::CancellationToken;
 
@@ -94,6 +95,8 @@ pub struct Sources {
     pub services: Reflector<Service>,
     /// All EndpointSlices.
     pub slices: Reflector<EndpointSlice>,
+    /// All Nodes.
+    pub nodes: Reflector<Node>,
 }
 
 /// The component.
@@ -204,7 +207,7 @@ pub async fn run(
     let progress = Progress::new();
     proxy.progress = progress.clone();
     health.serve_metrics(config.metrics, progress.metrics.clone(), config.silence.clone());
-    let Sources { services, slices } = sources;
+    let Sources { services, slices, nodes } = sources;
     let only = format!("metadata.name={}", config.settings.node);
     let node: Reflector<Node> =
         Reflector::start(&client, ListParams { fields: only, ..ListParams::default() });
@@ -215,6 +218,7 @@ pub async fn run(
     let (count_services, count_slices) = (progress.metrics.clone(), progress.clone());
     let inputs = Inputs::new()
         .with(())
+        .on(&nodes, |change, keys| keys.extend(has_moved(change).then_some(())))
         .tells(&slices, config.applied)
         .on(&services, move |change, keys| {
             of_services.lock().services.insert(change.name.clone());
@@ -249,6 +253,7 @@ pub async fn run(
             services: services.view().objects.clone(),
             slices: slices.view().objects.clone(),
             node,
+            nodes: node_addresses(&nodes.view().objects),
             silent: silence.now(),
             service_cidrs: service_cidrs(&told, &ranges.view().objects),
             addresses: if asks_addresses { addresses() } else { BTreeSet::new() },
@@ -257,6 +262,16 @@ pub async fn run(
     };
     client::run(proxy, client, inputs, snapshot, shutdown).await;
     Ok(())
+}
+
+/// Whether a node has other addresses now. Most changes of Nodes are news of their health.
+fn has_moved(change: &client::Change<'_, Node>) -> bool {
+    let addresses = |node: Option<&Arc<Node>>| node.map(|node| internal_addresses(node));
+    addresses(change.old) != addresses(change.new)
+}
+
+fn node_addresses(nodes: &Objects<Node>) -> BTreeSet<IpAddr> {
+    nodes.values().flat_map(|node| internal_addresses(node)).collect()
 }
 
 /// The ranges that the agent was told of, and those of all ServiceCIDRs.

@@ -43,6 +43,11 @@ fn connections_outlive_the_mode_that_began_them() {
 }
 
 #[test]
+fn answers_take_the_short_way() {
+    fast::answers_take_the_short_way();
+}
+
+#[test]
 fn clients_outside_are_led_before_netfilter() {
     fast::no_packet_from_outside_is_seen();
 }

@@ -110,6 +110,9 @@ pub struct Settings {
     /// Whether mode `ebpf` also carries packets at the node's links (`--ebpf-links`). Off by default: errors on their way
     /// (ICMP) do not find back to flows that are carried there, and such flows end with the mode.
     pub ebpf_links: bool,
+    /// Whether nodes with endpoints answer clients of other nodes' ports themselves (`--ebpf-dsr`), where packets are carried
+    /// at links, on all nodes.
+    pub ebpf_dsr: bool,
     /// Whether all clients of cluster addresses are masqueraded, pods too (`--masquerade-all`).
     pub masquerade_all: bool,
     /// Where node ports answer (`--nodeport-addresses`); empty means [`NodePortAddresses::Primary`].

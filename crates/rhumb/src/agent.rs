@@ -299,8 +299,11 @@ fn start_proxy(
     let (services, nodes) = (&sources.services, &sources.nodes);
     portuse::spawn(client, services, nodes, settings, shutdown.clone());
     let (client, shutdown) = (client.component("kube-proxy"), shutdown.clone());
-    let sources =
-        proxy::Sources { services: sources.services.clone(), slices: sources.slices.clone() };
+    let sources = proxy::Sources {
+        services: sources.services.clone(),
+        slices: sources.slices.clone(),
+        nodes: sources.nodes.clone(),
+    };
     tokio::spawn(async move {
         if let Err(error) = proxy::run(client, sources, config, shutdown).await {
             let error: &(dyn std::error::Error + 'static) = &error;

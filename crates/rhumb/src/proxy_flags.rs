@@ -25,6 +25,9 @@ pub(crate) struct ProxyFlags {
     /// In mode ebpf, carry packets of other hosts at the node's links, too
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) ebpf_links: Option<bool>,
+    /// In mode ebpf, let the nodes of endpoints answer clients of other nodes' ports (direct server return): on all nodes or on none
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) ebpf_dsr: Option<bool>,
 }
 
 /// Checks one of the words of `--nodeport-addresses`.
@@ -41,6 +44,7 @@ impl ProxyFlags {
         self.masquerade_all = asked.masquerade_all.or(self.masquerade_all);
         self.external_ips = asked.external_ips.or(self.external_ips);
         self.ebpf_links = asked.ebpf_links.or(self.ebpf_links);
+        self.ebpf_dsr = asked.ebpf_dsr.or(self.ebpf_dsr);
         if !asked.node_port_addresses.is_empty() {
             self.node_port_addresses.clone_from(&asked.node_port_addresses);
         }
@@ -54,7 +58,8 @@ impl ProxyFlags {
         let addresses = (!words.is_empty()).then(|| format!("--nodeport-addresses={words}"));
         let external = is_set(self.external_ips).then(|| "--external-ips".to_owned());
         let links = is_set(self.ebpf_links).then(|| "--ebpf-links".to_owned());
-        [all, addresses, external, links].into_iter().flatten().collect()
+        let dsr = is_set(self.ebpf_dsr).then(|| "--ebpf-dsr".to_owned());
+        [all, addresses, external, links, dsr].into_iter().flatten().collect()
     }
 
     /// Settings of the proxy.
@@ -66,6 +71,7 @@ impl ProxyFlags {
             node_port_addresses: words.collect(),
             external_ips: self.external_ips.unwrap_or(false),
             ebpf_links: self.ebpf_links.unwrap_or(false),
+            ebpf_dsr: self.ebpf_dsr.unwrap_or(false),
             ..settings
         }
     }
@@ -84,8 +90,7 @@ mod tests {
 
     #[test]
     fn the_proxies_are_told_what_up_was() {
-        let line =
-            "--masquerade-all --nodeport-addresses=primary,10.0.0.0/8 --external-ips --ebpf-links";
+        let line = "--masquerade-all --nodeport-addresses=primary,10.0.0.0/8 --external-ips --ebpf-links --ebpf-dsr";
         let flags = Line::try_parse_from(["up"].into_iter().chain(line.split(' '))).unwrap().proxy;
         assert_eq!(flags.flags().join(" "), line);
         let settings = flags.settle(Settings::default());
@@ -101,7 +106,7 @@ mod tests {
         known.change(&Line::try_parse_from(line).unwrap().proxy);
         assert_eq!(
             known.flags(),
-            ["--nodeport-addresses=primary", "--external-ips", "--ebpf-links"]
+            ["--nodeport-addresses=primary", "--external-ips", "--ebpf-links", "--ebpf-dsr"]
         );
     }
 }

@@ -91,6 +91,8 @@ pub struct NodeFacts {
     pub ports: Option<RangeInclusive<u16>>,
     /// Addresses of pods of all nodes.
     pub pods: BTreeSet<IpNet>,
+    /// Addresses of all nodes, which may choose endpoints for clients of theirs that are on this one.
+    pub nodes: BTreeSet<IpAddr>,
     /// When flows are forgotten.
     pub timeouts: Timeouts,
 }
@@ -150,6 +152,7 @@ pub struct Forward {
     devices: HashMap<MapData, u32, u32>,
     pods: [(&'static str, Ranges); 2],
     tables: HashMap<MapData, u64, RawTable>,
+    nodes: HashMap<MapData, [u8; 16], u32>,
     settings: Array<MapData, RawForwarding>,
 }
 
@@ -184,6 +187,7 @@ impl Forward {
             devices: open(&folder, "devices")?,
             pods: [("pods4", open(&folder, "pods4")?), ("pods6", open(&folder, "pods6")?)],
             tables: open(&folder, "tables")?,
+            nodes: open(&folder, "nodes")?,
             settings: open(&folder, "forwarding")?,
         })
     }
@@ -222,6 +226,7 @@ impl Forward {
     /// When a table is full.
     pub fn tell(&mut self, node: &NodeFacts) -> Result<(), BpfError> {
         self.settings.set(0, RawForwarding::from(node), 0).map_err(table("forwarding"))?;
+        self.tell_nodes(&node.nodes)?;
         for (name, ranges) in &mut self.pods {
             let wanted: BTreeSet<(u32, [u8; 16])> = node
                 .pods
@@ -240,6 +245,19 @@ impl Forward {
             for (length, data) in known.difference(&wanted) {
                 gone(ranges.remove(&Key::new(*length, *data))).map_err(table(name))?;
             }
+        }
+        Ok(())
+    }
+
+    fn tell_nodes(&mut self, nodes: &BTreeSet<IpAddr>) -> Result<(), BpfError> {
+        let wanted: BTreeSet<[u8; 16]> = nodes.iter().map(|address| bytes(*address)).collect();
+        let known: BTreeSet<[u8; 16]> =
+            self.nodes.keys().collect::<Result<_, _>>().map_err(table("nodes"))?;
+        for address in wanted.difference(&known) {
+            self.nodes.insert(address, 1, 0).map_err(table("nodes"))?;
+        }
+        for address in known.difference(&wanted) {
+            gone(self.nodes.remove(address)).map_err(table("nodes"))?;
         }
         Ok(())
     }

@@ -30,6 +30,7 @@ const NAMES: [&str; 12] = [
 /// Flags of a choice.
 const MASQUERADE: u32 = 1;
 const LOCAL: u32 = 2;
+const DIRECT: u32 = 4;
 /// Audiences of namespaces.
 const AUDIENCE_PODS: u32 = 0;
 const AUDIENCE_NODE: u32 = 1;
@@ -142,14 +143,16 @@ impl From<Choice> for RawChoice {
     fn from(choice: Choice) -> Self {
         let masquerade = if choice.masquerade { MASQUERADE } else { 0 };
         let local = if choice.local { LOCAL } else { 0 };
-        Self { set: choice.set, count: choice.count, flags: masquerade | local }
+        let direct = if choice.direct { DIRECT } else { 0 };
+        Self { set: choice.set, count: choice.count, flags: masquerade | local | direct }
     }
 }
 
 impl From<RawChoice> for Choice {
     fn from(raw: RawChoice) -> Self {
         let RawChoice { set, count, flags } = raw;
-        Self { set, count, masquerade: flags & MASQUERADE != 0, local: flags & LOCAL != 0 }
+        let is = |flag: u32| flags & flag != 0;
+        Self { set, count, masquerade: is(MASQUERADE), local: is(LOCAL), direct: is(DIRECT) }
     }
 }
 

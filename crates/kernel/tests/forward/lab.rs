@@ -1,6 +1,6 @@
 //! A node with a pod, a client outside, and another machine that has endpoints; real packets between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -366,6 +366,7 @@ pub(crate) fn facts() -> NodeFacts {
         v6: V6.node.parse().ok(),
         ports: None,
         pods: ["10.244.0.0/16", "fd44::/32"].map(|range| range.parse().unwrap()).into(),
+        nodes: BTreeSet::new(),
         timeouts: Timeouts::default(),
     }
 }

@@ -6,6 +6,7 @@ mod links;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,7 @@ const COUNT_AFTER: Duration = Duration::from_secs(1);
 pub struct Plan {
     rules: nftables::Plan,
     fast: Told,
+    nodes: BTreeSet<IpAddr>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -138,11 +140,12 @@ impl Ebpf {
             }
             (Some(_), _) => Told::Whole(self.nftables.fast()),
         };
-        Plan { rules, fast }
+        Plan { rules, fast, nodes: snapshot.nodes.clone() }
     }
 
     pub(super) fn apply(&mut self, plan: Plan) -> Result<Applied, SinkError> {
         let applied = self.nftables.apply(plan.rules);
+        self.links.know(plan.nodes);
         let told = match (&mut self.fast, plan.fast) {
             (Some(fast), Told::Whole(tables)) => {
                 self.links.spread(&tables.sets);

@@ -10,7 +10,7 @@ use plan::service::Protocol;
 use super::mode::{EBPF, EBPF_LINKS, MODES};
 use super::objects::{cluster, service};
 use super::topology::{node_ip, pins};
-use super::traffic::Asker;
+use super::traffic::{Asker, Reply};
 use super::world::{World, source};
 
 /// Counts packets from pods and the node that are for Services.
@@ -148,6 +148,58 @@ pub(crate) fn connections_outlive_the_mode() {
     for conversation in &mut fresh {
         assert_eq!(conversation.say(), "c");
     }
+}
+
+/// Counts a client's answers from node ports of n1, by the link's address of the node that sent them.
+fn ways(world: &World) -> String {
+    let rules = ["n1", "n2"].into_iter().flat_map(|node| {
+        let shown = world.on_node(node, "ip -br link show dev eth0");
+        let mac = shown.split_whitespace().nth(2).unwrap().to_owned();
+        ["tcp sport 30080", "udp sport 30081"]
+            .map(|what| format!("ether saddr {mac} {what} counter"))
+    });
+    let rules: Vec<String> = rules.collect();
+    format!(
+        "table netdev ways {{ chain come {{ type filter hook ingress device \"eth0\" priority 0; \
+            {}; }}; }}",
+        rules.join("; ")
+    )
+}
+
+/// Fails unless answers of endpoints elsewhere go to the client by the shortest way, and its address to them.
+pub(crate) fn answers_take_the_short_way() {
+    let mut world = World::new(EBPF_LINKS);
+    world.configure(|settings| settings.ebpf_dsr = true);
+    world.apply(&[service(10, &["c"]).node_port(30080)]);
+    world.nft("client", &ways(&world));
+    let path = world.path("client");
+    for family in FAMILIES {
+        let client = source("client", family);
+        let asker = Asker { netns: &path, source: client };
+        let [tcp, udp] = [30080, 30081].map(|port| SocketAddr::new(node_ip(family, "n1"), port));
+        let expected = Reply::From("c".to_owned(), client);
+        for _ in 0..4 {
+            assert_eq!(asker.ask(Protocol::Tcp, tcp), expected);
+            assert_eq!(asker.ask(Protocol::Udp, udp), expected);
+        }
+        let mut talk = asker.connect(tcp);
+        for bytes in [0, 1400, 1440, 1_000_000, 10] {
+            assert_eq!(talk.say_much(bytes), "c", "{bytes}");
+        }
+        let flow = asker.udp();
+        for bytes in [1, 1400, 1440, 1452, 1472, 4000, 1] {
+            assert_eq!(flow.ask_much(udp, bytes), expected, "{bytes}");
+        }
+        // The endpoint's node forgets, or is new: the next small packet tells it again.
+        world.on_node("n2", "tc qdisc del dev eth0 clsact");
+        world.settle();
+        assert_eq!(talk.say(), "c");
+        // A client on the endpoint's node gets its answers the long way.
+        world.agree("n2", Protocol::Tcp, tcp);
+    }
+    let seen = counted(&world.on_node("client", "nft list table netdev ways"));
+    assert!(seen[..2].iter().all(|packets| *packets == 0), "{seen:?}");
+    assert!(seen[2..].iter().all(|packets| *packets > 0), "{seen:?}");
 }
 
 /// Counts packets of clients outside that are for node ports.

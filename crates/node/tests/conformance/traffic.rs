@@ -221,6 +221,17 @@ impl UdpFlow {
         self.ask_within(to, SILENCE)
     }
 
+    /// Asks with a datagram of so many bytes.
+    pub(crate) fn ask_much(&self, to: SocketAddr, bytes: usize) -> Reply {
+        self.0.set_read_timeout(Some(ANSWER_MAX)).unwrap();
+        self.0.send_to(&vec![b'?'; bytes], to).unwrap();
+        let mut buffer = [0; 256];
+        match self.0.recv(&mut buffer) {
+            Ok(len) => parse(&String::from_utf8_lossy(&buffer[..len])),
+            Err(error) => failed(&error),
+        }
+    }
+
     fn ask_within(&self, to: SocketAddr, timeout: Duration) -> Reply {
         udp_ask(&self.0, to, timeout)
     }
@@ -254,6 +265,12 @@ impl Conversation {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => true,
             Err(error) => failed(&error) != Reply::Silence,
         }
+    }
+
+    /// Says so much; who answers.
+    pub(crate) fn say_much(&mut self, bytes: usize) -> String {
+        self.reader.get_mut().write_all(&vec![b'x'; bytes]).unwrap();
+        self.say()
     }
 
     /// Says something; who answers.

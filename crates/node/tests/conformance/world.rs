@@ -14,7 +14,7 @@ use node::proxy::Health;
 use plan::action::Action;
 use plan::decide::{Decision, Packet, State, Verdict, decide};
 use plan::portuse;
-use plan::proxy::{Settings, Snapshot};
+use plan::proxy::{FAMILIES, Settings, Snapshot};
 use plan::service::Protocol;
 use tokio_util::sync::CancellationToken;
 
@@ -142,6 +142,10 @@ impl World {
     pub(crate) fn known_at(&self, node: &str) -> Snapshot {
         Snapshot {
             node: Some(Arc::new(node_object(node))),
+            nodes: FAMILIES
+                .into_iter()
+                .flat_map(|family| NODES.map(|(name, ..)| node_ip(family, name)))
+                .collect(),
             addresses: own_addresses(node),
             ..self.snapshot.clone()
         }

@@ -189,7 +189,10 @@ impl Lowered {
                 let always = *masquerade == Masquerade::Always || settings.masquerade_all;
                 told.pods = choose(endpoints, always, *local);
                 told.node = choose(endpoints, always || knows_pods, *local);
-                told.outside = told.node;
+                let is_direct = settings.ebpf_dsr
+                    && !settings.masquerade_all
+                    && frontend.kind != FrontendKind::ClusterIp;
+                told.outside = Choice { direct: is_direct && told.node.count > 0, ..told.node };
             }
             Action::Split { inside, outside, pods_inside } => {
                 told.node = choose(inside, true, false);

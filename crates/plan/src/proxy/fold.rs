@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub slices: Objects<EndpointSlice>,
     /// This node's object.
     pub node: Option<Arc<Node>>,
+    /// Addresses of all nodes, whose word counts on which endpoint a client gets.
+    pub nodes: BTreeSet<IpAddr>,
     /// The addresses that this node has; needed only where node ports answer on more than the primary ones.
     pub addresses: BTreeSet<IpAddr>,
     /// Nodes that have fallen silent.

@@ -36,6 +36,8 @@ type Sets = BTreeMap<SetNumber, Arc<EndpointSet>>;
 pub(super) struct Links {
     tc: Tc,
     ports: Option<RangeInclusive<u16>>,
+    /// Addresses of all nodes.
+    nodes: BTreeSet<IpAddr>,
     program: Option<Program>,
     /// A program that was at the links before.
     drain: Option<Drain>,
@@ -44,7 +46,8 @@ pub(super) struct Links {
 impl Links {
     pub(super) fn open() -> Result<Self, BpfError> {
         let ports = sysctl::get(LOCAL_PORTS).ok().and_then(|range| free_ports(&range));
-        Ok(Self { tc: Tc::open()?, ports, program: None, drain: None })
+        let tc = Tc::open()?;
+        Ok(Self { tc, ports, nodes: BTreeSet::new(), program: None, drain: None })
     }
 
     /// Takes the program that is kept at `pins`, or loads it.
@@ -87,6 +90,14 @@ impl Links {
         }
     }
 
+    /// Learns the addresses of all nodes.
+    pub(super) fn know(&mut self, nodes: BTreeSet<IpAddr>) {
+        if self.nodes != nodes {
+            self.nodes = nodes;
+            self.distrust();
+        }
+    }
+
     /// Makes the next look not wait for its time.
     pub(super) fn distrust(&mut self) {
         if let Some(program) = &mut self.program {
@@ -104,7 +115,8 @@ impl Links {
         if self.program.as_ref().is_none_or(|program| program.look_at > Instant::now()) {
             return;
         }
-        let facts = facts(settings, node, self.ports.clone());
+        let facts =
+            NodeFacts { nodes: self.nodes.clone(), ..facts(settings, node, self.ports.clone()) };
         self.with(|program, tc| program.look(tc, facts, node));
     }
 
@@ -187,6 +199,7 @@ fn facts(settings: &Settings, node: &[IpAddr], ports: Option<RangeInclusive<u16>
         }),
         ports,
         pods: settings.pod_cidrs.iter().copied().collect(),
+        nodes: BTreeSet::new(),
         timeouts: Timeouts::default(),
     }
 }
