@@ -107,9 +107,8 @@ INLINE int is_other_set(const struct frontend *frontend, __u64 set, struct track
 }
 
 /*
- * Whether its endpoint still is one. Asked of UDP only: a TCP connection stays where it is. So no flow leads to an
- * endpoint that is gone, and nobody has to look for such flows. With affinity, the client is looked up anew when the
- * endpoints change.
+ * Whether its endpoint still is one. A TCP connection stays where it was answered. So no flow leads to an endpoint that
+ * is gone, and nobody has to look for such flows. With affinity, the client is looked up anew when the endpoints change.
  */
 INLINE int is_stale4(const struct tuple *tuple, struct track *track)
 {
@@ -139,10 +138,14 @@ INLINE int is_stale6(const struct tuple *tuple, struct track *track)
 	return is_other_set(frontend, member.set, track) && (frontend->affinity_s || !map_lookup(&members6, &member));
 }
 
-INLINE int is_stale(const struct tuple *tuple, struct track *track)
+INLINE int is_stale(const struct packet *packet, struct track *track)
 {
+	const struct tuple *tuple = &packet->tuple;
+
 	/* Without a set it is no Service's flow. */
-	if (tuple->protocol != IPPROTO_UDP || track->flags & TRACK_REPLY || !track->set || track->set == TOLD_SET)
+	if (track->flags & TRACK_REPLY || !track->set || track->set == TOLD_SET)
+		return 0;
+	if (tuple->protocol == IPPROTO_TCP && (!begins(packet) || track->flags & TRACK_ANSWERED))
 		return 0;
 	return tuple->family == 4 ? is_stale4(tuple, track) : is_stale6(tuple, track);
 }
@@ -265,7 +268,7 @@ INLINE int recall(const struct packet *packet, struct work *work, struct tuple *
 	if (!track)
 		return 0;
 	if (is_over(&packet->tuple, track) || is_used_again(packet, track) || is_of_another(packet, track) ||
-	    is_stale(&packet->tuple, track)) {
+	    is_stale(packet, track)) {
 		forget(&packet->tuple, track);
 		return 0;
 	}

@@ -61,6 +61,21 @@ fn netfilter_sees_nothing_of_these_flows() {
 }
 
 #[test]
+fn connections_that_nobody_answers_are_led_anew() {
+    let mut lab = Lab::new("anew");
+    lab.at("far", "nft add table inet dead");
+    lab.at("far", "nft add chain inet dead input { type filter hook input priority 0; }");
+    lab.at("far", &format!("nft add rule inet dead input tcp dport {PORT} drop"));
+    for family in FAMILIES {
+        let frontend = at(family.node, NODE_PORT);
+        lab.serve(frontend, &[at(family.far, PORT)], true);
+        let knock = lab.knock("client", frontend);
+        lab.serve(frontend, &[at(family.pod, PORT)], true);
+        assert_eq!(knock.answer(), Some(("pod".to_owned(), ip(family.node))));
+    }
+}
+
+#[test]
 fn pods_reach_each_other_past_netfilter() {
     let lab = Lab::new("direct");
     lab.node("nft add table inet seen");

@@ -312,6 +312,17 @@ impl Lab {
         netns::within(&self.path("client"), socket).unwrap()
     }
 
+    /// Sends the first packet of a connection, and does not wait.
+    pub(crate) fn knock(&self, from: &str, to: SocketAddr) -> Knock {
+        let knock = || {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&to.into()).expect_err("it takes a moment");
+            socket
+        };
+        Knock(netns::within(&self.path(from), knock).unwrap())
+    }
+
     pub(crate) fn ask_udp(&self, from: &str, to: SocketAddr) -> Option<(String, IpAddr)> {
         self.udp(from, to).ask(ANSWER_MAX)
     }
@@ -334,6 +345,20 @@ impl Lab {
         let mut talk = Talk(BufReader::new(stream));
         talk.line();
         talk
+    }
+}
+
+/// A connection that is being opened.
+pub(crate) struct Knock(Socket);
+
+impl Knock {
+    /// The name of who answered, and whom it saw.
+    pub(crate) fn answer(self) -> Option<(String, IpAddr)> {
+        self.0.set_nonblocking(false).unwrap();
+        self.0.set_read_timeout(Some(ANSWER_MAX)).unwrap();
+        let mut answer = String::new();
+        BufReader::new(TcpStream::from(self.0)).read_line(&mut answer).ok()?;
+        Some(parse(&answer))
     }
 }
 
