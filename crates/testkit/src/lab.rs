@@ -1,8 +1,9 @@
 //! A cluster for one test: the real binary, nodes in namespaces, real containers; gone when the test ends.
 
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -25,6 +26,8 @@ pub struct Lab {
     data: TempDir,
     /// The namespace that stands for the machine; none is the machine itself.
     host: Option<PathBuf>,
+    /// Takes the cluster down when its standard input ends: when this is dropped, or this process dies.
+    undertaker: Option<Child>,
 }
 
 impl Lab {
@@ -60,13 +63,26 @@ impl Lab {
     ) -> Result<Self> {
         let data = tempfile::Builder::new().prefix("rhumb-test-").tempdir()?;
         let name = format!("t{}", std::process::id());
-        let lab = Self { binary: binary.into(), kubectl: tools::kubectl()?, name, data, host };
+        let (binary, kubectl) = (binary.into(), tools::kubectl()?);
+        let mut lab = Self { binary, kubectl, name, data, host, undertaker: None };
+        lab.undertaker = Some(lab.undertaker()?);
         lab.rhumb(&[&["up", "--detach"], flags].concat())?;
         for image in images {
             let path = tools::image(image)?;
             lab.rhumb(&["images", "import", path.to_str().context("a path is text")?])?;
         }
         Ok(lab)
+    }
+
+    /// In a process group of its own, for whoever ends a test ends its group.
+    fn undertaker(&self) -> Result<Child> {
+        let script = "cat; \"$@\"; rm -rf \"$data\"";
+        let mut command = self.command(Path::new("sh"));
+        command.args(["-c", script, "sh"]).arg(&self.binary);
+        command.args(["down", "--name", &self.name, "--data-dir"]).arg(self.data.path());
+        command.env("data", self.data.path()).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(command.spawn()?)
     }
 
     /// The cluster's name.
@@ -322,7 +338,10 @@ impl Drop for Lab {
                 );
             }
         }
-        let _ = self.rhumb(&["down"]);
+        if let Some(mut undertaker) = self.undertaker.take() {
+            // Ends its standard input first.
+            let _ = undertaker.wait();
+        }
     }
 }
 
