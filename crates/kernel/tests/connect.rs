@@ -39,6 +39,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let number = WORLDS.fetch_add(1, Ordering::Relaxed);
+        testkit::leftovers::sweep();
         let name = format!("rhumb-bpf-{}-{number}", std::process::id());
         let path = netns::named(&name);
         netns::create(&path).unwrap();

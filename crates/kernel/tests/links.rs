@@ -12,6 +12,7 @@ struct Netns(PathBuf);
 
 impl Netns {
     fn new(name: &str) -> Self {
+        testkit::leftovers::sweep();
         let path = netns::named(&format!("rhumb-test-{}-{name}", std::process::id()));
         netns::create(&path).expect("root can make a namespace");
         Self(path)

@@ -2,6 +2,7 @@
 
 pub mod knocks;
 pub mod lab;
+pub mod leftovers;
 pub mod load;
 pub mod machine;
 pub mod python;

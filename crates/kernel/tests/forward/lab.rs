@@ -107,7 +107,8 @@ impl Lab {
     /// With the program attached to the links of the node.
     pub(crate) fn new(name: &str) -> Self {
         let prefix = format!("rhumb-fwd-{}-{name}-", std::process::id());
-        let folder = tempfile::tempdir().unwrap();
+        testkit::leftovers::sweep();
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
         let mut lab = Self { prefix, folder, forward: None, tables: None, sets: 0 };
         for place in ["client", "node", "pod", "far"] {
             netns::create(&lab.path(place)).unwrap();

@@ -161,6 +161,7 @@ pub(crate) struct Network {
 
 impl Network {
     pub(crate) fn new() -> Self {
+        testkit::leftovers::sweep();
         let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
         let mut network = Self {
             prefix: format!("rhumb-conf-{}-{number}-", std::process::id()),

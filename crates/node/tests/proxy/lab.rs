@@ -172,6 +172,7 @@ static LABS: AtomicU32 = AtomicU32::new(0);
 impl Lab {
     pub(crate) fn new() -> Self {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
+        testkit::leftovers::sweep();
         let prefix = format!("rhumb-test-{}-{number}-", std::process::id());
         let names = || ["node", "client"].into_iter().chain(PODS.into_iter().map(|pod| pod.0));
         for name in names() {
