@@ -16,7 +16,7 @@ import peers
 import rules
 from lab import ebpf_place, machine_busy, netns, process, row, run, succeeds, tool, until
 
-CLIENT, SERVERS = "10.191.1.2", [f"10.191.2.{host}" for host in range(2, 6)]
+CLIENT, NODE, SERVERS = "10.191.1.2", "10.191.1.1", [f"10.191.2.{host}" for host in range(2, 6)]
 CONNECTS = 4000
 CLIENTS = 8
 ROUNDS = 7
@@ -38,12 +38,12 @@ TARGETS = {
 
 
 @contextlib.contextmanager
-def triple(name):
+def triple(name, client_link="pod-c"):
     """A client, a node and a server, linked as pods are; gives the words to run in each."""
     with netns(f"{name}-c", f"{name}-n", f"{name}-s") as (client, node, server):
         node_name = node[1].rsplit("/", 1)[1]
         for side, inside in (("c", client), ("s", server)):
-            there, link = inside[1].rsplit("/", 1)[1], f"pod-{side}"
+            there, link = inside[1].rsplit("/", 1)[1], client_link if side == "c" else "pod-s"
             run("ip", "-n", node_name, "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", there)
             run("ip", "-n", node_name, "link", "set", link, "up")
             run("ip", "-n", there, "link", "set", "eth0", "up")
@@ -145,3 +145,28 @@ def tell(where, what, found):
         row(f"{where}, {mode}: {what}, relative to direct", ratios[mode], "×", targets.get(mode, "-"), 2, **others)
         others = {}
     row(f"{where}: {what}, direct", found["direct"], unit, "-", 1)
+
+
+def bench_outside(rhumb):
+    """TCP connect and new connections of a client outside through a node port, masqueraded, beside direct in the same round."""
+    program, proxy = tool(rhumb, "bench_net"), tool(rhumb, "bench_proxy")
+    with contextlib.ExitStack() as stack:
+        ways = {name: stack.enter_context(triple(f"out{number}", "wan")) for number, name in enumerate(("direct", "nftables", "ebpf"))}
+        pins, group, _ = stack.enter_context(ebpf_place("outside", proxy))
+        for mode in ("nftables", "ebpf"):
+            run(*ways[mode][1], proxy, "outside", mode, 1000, pins, group, NODE, *SERVERS)
+        direct, port = [f"{address}:8080" for address in SERVERS], [f"{NODE}:30080"]
+        places = {name: (client, direct if name == "direct" else port) for name, (client, *_) in ways.items()}
+        found = {what: {name: [] for name in ways} for what in (CONNECT, RATE, WORK)}
+        with answering(ways, [program, "serve", *direct]):
+            for _ in range(ROUNDS):
+                for name, (client, at) in places.items():
+                    found[CONNECT][name].append(float(run(*client, program, "connect", CONNECTS, *at).split()[1]))
+                for name, (client, at) in places.items():
+                    rate, work = per_connection([*client, program, "rate", CLIENTS, 1000, *at])
+                    found[RATE][name].append(rate)
+                    found[WORK][name].append(work)
+    for what, values in found.items():
+        ratios = {name: [value / base for value, base in zip(values[name], values["direct"])] for name in ("nftables", "ebpf")}
+        row(f"node port from outside, ebpf: {what}, relative to direct", ratios["ebpf"], "×", "-", 2, nftables=ratios["nftables"])
+        row(f"node port from outside: {what}, direct", values["direct"], TARGETS[what][0], "-", 1)

@@ -25,6 +25,7 @@ BENCHES = {
     "create": api.bench_create, "read": api.bench_read, "watch": api.bench_watch,
     "pod-start": pods.bench_pod_start, "ready": pods.bench_ready, "rolling": pods.bench_rolling,
     "dns": dns.bench_dns, "proxy": proxy.bench_proxy, "dataplane": dataplane.bench_dataplane,
+    "outside": dataplane.bench_outside,
     "silence": silence.bench_silence,
 }
 

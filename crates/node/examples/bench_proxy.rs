@@ -2,7 +2,7 @@
 //!
 //! `bench_proxy measure SERVICES ENDPOINTS` runs in the network namespace it is started in, and so does `bench_proxy load
 //! SERVICES ENDPOINT…`, which leaves the rules there; `bench_proxy ebpf …` and `bench_proxy iptables …` do the same in other
-//! modes. Objects are in memory; what is timed is plan and kernel together.
+//! modes, and `bench_proxy outside …` for clients outside. Objects are in memory; what is timed is plan and kernel together.
 
 #[path = "bench_proxy/agent.rs"]
 mod agent;
@@ -170,8 +170,9 @@ fn main() -> anyhow::Result<()> {
         [what, services, endpoints @ ..] if what == "load" => load(services.parse()?, endpoints),
         [what, rest @ ..] if what == "ebpf" => agent::ebpf(rest),
         [what, rest @ ..] if what == "iptables" => agent::iptables(rest),
+        [what, rest @ ..] if what == "outside" => agent::outside(rest),
         _ => anyhow::bail!(
-            "which: measure SERVICES ENDPOINTS, load SERVICES ENDPOINT…, ebpf …, or iptables …"
+            "which: measure SERVICES ENDPOINTS, load SERVICES ENDPOINT…, ebpf …, iptables …, or outside …"
         ),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::Kind;
+use api::core::Service;
 use client::Reconcile;
 use kernel::bpf::{self, Place};
 use kernel::netns;
@@ -17,7 +18,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{CHANGES, busy, median, resident_kib, settings, slice, snapshot, with_middle};
+use super::{CHANGES, busy, median, resident_kib, service, settings, slice, snapshot, with_middle};
 
 /// Where each takes a second.
 const SLOW_CHANGES: u32 = 8;
@@ -58,6 +59,28 @@ pub(super) fn iptables(arguments: &[String]) -> anyhow::Result<()> {
         ("load", endpoints) => load(&with_middle(services.parse()?, endpoints)?, &settings, None),
         _ => anyhow::bail!("{arguments:?} is not understood"),
     }
+}
+
+/// `MODE SERVICES PINS GROUP NODE ENDPOINT…`: the Service in the middle has node port 30080 at this node's address.
+pub(super) fn outside(arguments: &[String]) -> anyhow::Result<()> {
+    let [mode, services, pins, group, node, endpoints @ ..] = arguments else {
+        anyhow::bail!("which mode, how many Services, pins, group, the node's address, endpoints");
+    };
+    let mode = if mode == "ebpf" { Mode::Ebpf } else { Mode::Nftables };
+    let services = services.parse()?;
+    let mut snapshot = with_middle(services, endpoints)?;
+    let mut middle = serde_json::to_value(service(services / 2)?)?;
+    middle["spec"]["type"] = "NodePort".into();
+    middle["spec"]["ports"][0]["nodePort"] = 30080.into();
+    let middle: Service = serde_json::from_value(middle)?;
+    snapshot.services.insert(middle.object_name(), Arc::new(middle));
+    snapshot.node = Some(Arc::new(serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" },
+        "status": { "addresses": [{ "type": "InternalIP", "address": node }] },
+    }))?));
+    // The client is no pod.
+    let pod_cidrs = vec!["10.191.2.0/24".parse()?];
+    load(&snapshot, &Settings { mode, pod_cidrs, ..programs(pins, group)? }, None)
 }
 
 fn programs(pins: &str, group: &str) -> anyhow::Result<Settings> {
