@@ -48,6 +48,11 @@ fn answers_take_the_short_way() {
 }
 
 #[test]
+fn nodes_choose_alike() {
+    fast::nodes_choose_alike();
+}
+
+#[test]
 fn clients_outside_are_led_before_netfilter() {
     fast::no_packet_from_outside_is_seen();
 }

@@ -107,8 +107,8 @@ pub struct Settings {
     pub pod_cidrs: Vec<IpNet>,
     /// Whether `spec.externalIPs` count (off by default: CVE-2020-8554).
     pub external_ips: bool,
-    /// Whether mode `ebpf` also carries packets at the node's links (`--ebpf-links`). Off by default: errors on their way
-    /// (ICMP) do not find back to flows that are carried there, and such flows end with the mode.
+    /// Whether mode `ebpf` also carries packets at the node's links. The command line says so unless it is told
+    /// `--ebpf-links=false`.
     pub ebpf_links: bool,
     /// Whether nodes with endpoints answer clients of other nodes' ports themselves (`--ebpf-dsr`), where packets are carried
     /// at links, on all nodes.

@@ -22,7 +22,7 @@ pub(crate) struct ProxyFlags {
     /// Carry traffic to spec.externalIPs, which whoever may write Services then takes from anybody (CVE-2020-8554)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) external_ips: Option<bool>,
-    /// In mode ebpf, carry packets of other hosts at the node's links, too
+    /// In mode ebpf, carry packets of other hosts at the node's links, too [default: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) ebpf_links: Option<bool>,
     /// In mode ebpf, let the nodes of endpoints answer clients of other nodes' ports (direct server return): on all nodes or on none
@@ -57,7 +57,8 @@ impl ProxyFlags {
         let words = self.node_port_addresses.join(",");
         let addresses = (!words.is_empty()).then(|| format!("--nodeport-addresses={words}"));
         let external = is_set(self.external_ips).then(|| "--external-ips".to_owned());
-        let links = is_set(self.ebpf_links).then(|| "--ebpf-links".to_owned());
+        let links = self.ebpf_links.filter(|links| !links);
+        let links = links.map(|links| format!("--ebpf-links={links}"));
         let dsr = is_set(self.ebpf_dsr).then(|| "--ebpf-dsr".to_owned());
         [all, addresses, external, links, dsr].into_iter().flatten().collect()
     }
@@ -70,7 +71,7 @@ impl ProxyFlags {
             masquerade_all: self.masquerade_all.unwrap_or(false),
             node_port_addresses: words.collect(),
             external_ips: self.external_ips.unwrap_or(false),
-            ebpf_links: self.ebpf_links.unwrap_or(false),
+            ebpf_links: self.ebpf_links.unwrap_or(true),
             ebpf_dsr: self.ebpf_dsr.unwrap_or(false),
             ..settings
         }
@@ -90,14 +91,15 @@ mod tests {
 
     #[test]
     fn the_proxies_are_told_what_up_was() {
-        let line = "--masquerade-all --nodeport-addresses=primary,10.0.0.0/8 --external-ips --ebpf-links --ebpf-dsr";
+        let line = "--masquerade-all --nodeport-addresses=primary,10.0.0.0/8 --external-ips --ebpf-links=false --ebpf-dsr";
         let flags = Line::try_parse_from(["up"].into_iter().chain(line.split(' '))).unwrap().proxy;
         assert_eq!(flags.flags().join(" "), line);
         let settings = flags.settle(Settings::default());
         assert!(settings.masquerade_all && settings.external_ips);
         let within = NodePortAddresses::Within("10.0.0.0/8".parse().unwrap());
         assert_eq!(settings.node_port_addresses, [NodePortAddresses::Primary, within]);
-        assert_eq!(ProxyFlags::default().settle(Settings::default()), Settings::default());
+        let usual = Settings { ebpf_links: true, ..Settings::default() };
+        assert_eq!(ProxyFlags::default().settle(Settings::default()), usual);
         assert!(ProxyFlags::default().flags().is_empty());
         let refused = Line::try_parse_from(["up", "--nodeport-addresses", "first"]).unwrap_err();
         assert!(refused.to_string().contains("neither primary, localhost, all nor a CIDR"));
@@ -106,7 +108,7 @@ mod tests {
         known.change(&Line::try_parse_from(line).unwrap().proxy);
         assert_eq!(
             known.flags(),
-            ["--nodeport-addresses=primary", "--external-ips", "--ebpf-links", "--ebpf-dsr"]
+            ["--nodeport-addresses=primary", "--external-ips", "--ebpf-links=false", "--ebpf-dsr"]
         );
     }
 }

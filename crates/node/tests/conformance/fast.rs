@@ -1,14 +1,15 @@
 //! Whether the eBPF programs carry what they are for: answers alone do not show it, for the rules underneath carry all.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use kernel::bpf::Tables;
+use kernel::bpf::{Counter, Tables};
 use net::nft::Family;
 use plan::proxy::FAMILIES;
 use plan::service::Protocol;
 
 use super::mode::{EBPF, EBPF_LINKS, MODES};
-use super::objects::{cluster, service};
+use super::objects::{balancer_ip, cluster, port, service};
 use super::topology::{node_ip, pins};
 use super::traffic::{Asker, Reply};
 use super::world::{World, source};
@@ -200,6 +201,32 @@ pub(crate) fn answers_take_the_short_way() {
     let seen = counted(&world.on_node("client", "nft list table netdev ways"));
     assert!(seen[..2].iter().all(|packets| *packets == 0), "{seen:?}");
     assert!(seen[2..].iter().all(|packets| *packets > 0), "{seen:?}");
+}
+
+/// Fails unless nodes lead a flow to the same endpoint, wherever it comes in.
+pub(crate) fn nodes_choose_alike() {
+    let mut world = World::new(EBPF_LINKS);
+    let pods = ["a", "c", "d", "e"];
+    world.apply(&[service(10, &pods).balanced("VIP")]);
+    let path = world.path("client");
+    for family in FAMILIES {
+        let to = SocketAddr::new(balancer_ip(family, 10), port(Protocol::Udp));
+        let asker = Asker { netns: &path, source: source("client", family) };
+        // That one pod of four is nobody's happens once in twenty million times.
+        let flows: Vec<_> = (0..64).map(|_| asker.udp()).collect();
+        let [first, second] = ["n1", "n2"].map(|node| {
+            let option = if family == Family::Ip { "-4" } else { "-6" };
+            let gateway = node_ip(family, node);
+            world.on_node("client", &format!("ip {option} route replace default via {gateway}"));
+            flows.iter().map(|flow| flow.ask(to).name().to_owned()).collect::<Vec<_>>()
+        });
+        assert_eq!(first, second);
+        assert_eq!(first.into_iter().collect::<BTreeSet<_>>(), pods.map(str::to_owned).into());
+    }
+    for node in ["n1", "n2"] {
+        let tables = Tables::of(&pins(&world.path(node))).unwrap();
+        assert!(tables.counted(Counter::Flows4).unwrap() >= 64, "{node} carries them");
+    }
 }
 
 /// Counts packets of clients outside that are for node ports.
