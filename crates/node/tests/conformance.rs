@@ -48,6 +48,16 @@ fn answers_take_the_short_way() {
 }
 
 #[test]
+fn errors_find_the_endpoint_that_answers_itself() {
+    fast::errors_find_the_endpoint();
+}
+
+#[test]
+fn connections_that_are_lost_are_reset() {
+    fast::lost_connections_are_reset();
+}
+
+#[test]
 fn nodes_choose_alike() {
     fast::nodes_choose_alike();
 }

@@ -252,6 +252,7 @@ impl Ebpf {
             connections: [Counter::Connected4, Counter::Connected6].map(count),
             datagrams: [Counter::Sent4, Counter::Sent6].map(count),
             left: [Counter::Left4, Counter::Left6].map(count),
+            flows: [Counter::Flows4, Counter::Flows6].map(count),
         })
     }
 

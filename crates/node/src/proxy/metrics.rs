@@ -31,7 +31,7 @@ pub struct Metrics {
     last_sync: Gauge<f64, AtomicU64>,
     last_queued: Gauge<f64, AtomicU64>,
     /// What eBPF programs did; nothing in other modes.
-    ebpf: [Family<Labels, Counter>; 3],
+    ebpf: [Family<Labels, Counter>; 4],
 }
 
 type Labels = [(&'static str, &'static str); 1];
@@ -45,6 +45,8 @@ pub(super) struct Done {
     pub(super) datagrams: [u64; 2],
     /// Connects and datagrams to a Service that were left to the rules.
     pub(super) left: [u64; 2],
+    /// Flows led to an endpoint at links.
+    pub(super) flows: [u64; 2],
 }
 
 /// Upstream's buckets of a sync: 1 ms to 16 s. A change takes microseconds here, so three finer ones come before.
@@ -141,11 +143,15 @@ fn register_gone(all: &mut Registry, resets: Counter, led_anew: Counter) {
     );
 }
 
-fn register_ebpf(all: &mut Registry, [connections, datagrams, left]: [Family<Labels, Counter>; 3]) {
+fn register_ebpf(
+    all: &mut Registry,
+    [connections, datagrams, left, flows]: [Family<Labels, Counter>; 4],
+) {
     let ebpf = all.sub_registry_with_prefix("ebpf");
     ebpf.register("connections", "TCP connects led to an endpoint at their socket", connections);
     ebpf.register("datagrams", "Datagrams led to an endpoint at their socket", datagrams);
-    ebpf.register("left", "Connects and datagrams to Services left to the rules", left);
+    ebpf.register("left", "Connects, datagrams and flows to Services left to the rules", left);
+    ebpf.register("flows", "Flows led to an endpoint at a link", flows);
 }
 
 impl Metrics {
@@ -184,7 +190,7 @@ impl Metrics {
 
     /// eBPF programs have done so much by now.
     pub(super) fn programs_did(&self, done: Done) {
-        let all = [done.connections, done.datagrams, done.left];
+        let all = [done.connections, done.datagrams, done.left, done.flows];
         for (metric, counts) in self.ebpf.iter().zip(all) {
             for (family, count) in ["IPv4", "IPv6"].into_iter().zip(counts) {
                 metric.get_or_create(&[("ip_family", family)]).inner().store(count, Relaxed);

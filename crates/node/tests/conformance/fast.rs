@@ -1,12 +1,13 @@
 //! Whether the eBPF programs carry what they are for: answers alone do not show it, for the rules underneath carry all.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use kernel::bpf::{Counter, Tables};
 use net::nft::Family;
 use plan::proxy::FAMILIES;
 use plan::service::Protocol;
+use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 
 use super::mode::{EBPF, EBPF_LINKS, MODES};
 use super::objects::{balancer_ip, cluster, port, service};
@@ -201,6 +202,74 @@ pub(crate) fn answers_take_the_short_way() {
     let seen = counted(&world.on_node("client", "nft list table netdev ways"));
     assert!(seen[..2].iter().all(|packets| *packets == 0), "{seen:?}");
     assert!(seen[2..].iter().all(|packets| *packets > 0), "{seen:?}");
+}
+
+/// Says to a node, from the client, that a packet of a node port's answer is too big: its addresses, ports and the size.
+fn complain(world: &World, from: SocketAddr, to: SocketAddr, size: u8) {
+    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes(), [0, 8], [0, 0]].concat();
+    let (kind, packet) = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let header = [0x45, 0, 5, 0xdc, 0, 0, 0x40, 0, 64, 17, 0, 0];
+            let inner = [&header[..], &from.octets(), &to.octets(), &ports].concat();
+            let mut packet = [&[3, 4, 0, 0, 0, 0, 5, size][..], &inner].concat();
+            let sum: u32 =
+                packet.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+            let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+            packet[2..4].copy_from_slice(&(!folded).to_be_bytes());
+            (SocketProtocol::ICMPV4, packet)
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let header = [0x60, 0, 0, 0, 5, 0xb4, 17, 64];
+            let inner = [&header[..], &from.octets(), &to.octets(), &ports].concat();
+            // The kernel fills in the sum.
+            (SocketProtocol::ICMPV6, [&[2, 0, 0, 0, 0, 0, 5, size][..], &inner].concat())
+        }
+        _ => panic!("{from} and {to} are of one family"),
+    };
+    let send = || {
+        let socket = Socket::new(Domain::for_address(from), Type::RAW, Some(kind)).unwrap();
+        socket.send_to(&packet, &SocketAddr::new(from.ip(), 0).into()).unwrap();
+    };
+    kernel::netns::within(&world.path("client"), send).unwrap();
+}
+
+/// Fails unless an endpoint elsewhere learns what routers say of its answers, though they say it to the first node.
+pub(crate) fn errors_find_the_endpoint() {
+    let mut world = World::new(EBPF_LINKS);
+    world.configure(|settings| settings.ebpf_dsr = true);
+    world.apply(&[service(10, &["c"]).node_port(30080)]);
+    let path = world.path("client");
+    for family in FAMILIES {
+        let client = source("client", family);
+        let frontend = SocketAddr::new(node_ip(family, "n1"), 30081);
+        let flow = Asker { netns: &path, source: client }.udp();
+        assert_eq!(flow.ask(frontend), Reply::From("c".to_owned(), client));
+        let is_told = (0..100).any(|_| {
+            // 1300 bytes.
+            complain(&world, frontend, SocketAddr::new(client, flow.port()), 20);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            world.on_node("c", &format!("ip route get {client}")).contains("mtu 1300")
+        });
+        assert!(is_told, "{client}");
+    }
+}
+
+/// Fails unless who talks on a connection that was forgotten is told that it is over.
+pub(crate) fn lost_connections_are_reset() {
+    let mut world = World::new(EBPF_LINKS);
+    world.apply(&[service(10, &["a", "c"]).node_port(30080)]);
+    let path = world.path("client");
+    for family in FAMILIES {
+        let asker = Asker { netns: &path, source: source("client", family) };
+        let mut talks: Vec<_> =
+            (0..8).map(|_| asker.connect(SocketAddr::new(node_ip(family, "n1"), 30080))).collect();
+        world.kill();
+        world.on_node("n1", "find {pins} -name tracked -delete");
+        world.restart();
+        for talk in &mut talks {
+            assert!(talk.ends(), "its client waits for ever");
+        }
+    }
 }
 
 /// Fails unless nodes lead a flow to the same endpoint, wherever it comes in.

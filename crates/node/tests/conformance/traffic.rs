@@ -221,6 +221,10 @@ impl UdpFlow {
         self.ask_within(to, SILENCE)
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.0.local_addr().unwrap().port()
+    }
+
     /// Asks with a datagram of so many bytes.
     pub(crate) fn ask_much(&self, to: SocketAddr, bytes: usize) -> Reply {
         self.0.set_read_timeout(Some(ANSWER_MAX)).unwrap();
@@ -265,6 +269,13 @@ impl Conversation {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => true,
             Err(error) => failed(&error) != Reply::Silence,
         }
+    }
+
+    /// Says something; whether it is told that the connection is over.
+    pub(crate) fn ends(&mut self) -> bool {
+        let _ = self.reader.get_mut().write_all(b"?\n");
+        let read = self.reader.get_mut().read(&mut [0; 8]);
+        read.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
     }
 
     /// Says so much; who answers.
