@@ -447,6 +447,12 @@ fn what_is_left_of_a_flow_takes_no_answers_of_others() {
     lab.node("nft add chain inet rules lead { type nat hook prerouting priority -100; }");
     for (family, word) in FAMILIES.into_iter().zip(["ip", "ip6"]) {
         let (far, gone) = (at(family.far, PORT), at(family.node, NODE_PORT));
+        // From one port to a Service and to its endpoint, at once.
+        let client = at(family.client, 45_002);
+        lab.serve(gone, &[far], false);
+        let mut talk = lab.talk_as(client, gone);
+        assert_eq!(lab.ask_as(client, far), Some(("far".to_owned(), client.ip())));
+        assert_eq!(talk.say(100), 100);
         // To the endpoint itself, and to a Service that is left to the rules.
         let client = at(family.client, 45_000);
         lab.leave_over(far, client, gone);

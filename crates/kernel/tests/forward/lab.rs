@@ -298,6 +298,21 @@ impl Lab {
         netns::within(&self.path(from), || ask(to, ANSWER_MAX)).unwrap()
     }
 
+    /// A TCP connection from an address and port of the client.
+    pub(crate) fn talk_as(&self, client: SocketAddr, to: SocketAddr) -> Talk {
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(client), Type::STREAM, None).unwrap();
+            socket.set_reuse_address(true).unwrap();
+            socket.bind(&client.into()).unwrap();
+            socket.connect_timeout(&to.into(), ANSWER_MAX).unwrap();
+            socket.set_read_timeout(Some(ANSWER_MAX)).unwrap();
+            TcpStream::from(socket)
+        };
+        let mut talk = Talk(BufReader::new(netns::within(&self.path("client"), connect).unwrap()));
+        talk.line();
+        talk
+    }
+
     /// Asks from an address and port of the client.
     pub(crate) fn ask_as(&self, client: SocketAddr, to: SocketAddr) -> Option<(String, IpAddr)> {
         let socket = || {
