@@ -198,6 +198,7 @@ impl Ebpf {
             Some(fast) if fast.known && fast.look_at <= Instant::now() => {
                 let wanted = self.nftables.fast();
                 self.links.keep(&wanted.sets);
+                self.links.spread(&wanted.sets);
                 let looked = fast.look(&wanted);
                 if let Err(error) = looked {
                     self.give_up(&error);

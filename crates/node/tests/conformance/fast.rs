@@ -324,4 +324,17 @@ pub(crate) fn no_packet_from_outside_is_seen() {
     let before = seen(&world);
     ask_all(&world);
     assert_eq!(seen(&world), before);
+    // A program that cannot be had is tried for again.
+    world.kill();
+    let program = world.on_node("n1", "find {pins} -name forward").trim_end().to_owned();
+    std::fs::remove_file(&program).unwrap();
+    std::fs::create_dir(&program).unwrap();
+    world.restart();
+    ask_all(&world);
+    assert!(seen(&world).iter().zip(&before).all(|(now, before)| *now >= before + 12));
+    std::fs::remove_dir(&program).unwrap();
+    world.settle();
+    let before = seen(&world);
+    ask_all(&world);
+    assert_eq!(seen(&world), before);
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ use super::drain::Drain;
 
 /// How often to look whether links have come, or somebody has taken the program from one. Pods that come are told of.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
+/// A program that the kernel refused is tried again after this.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 const LOCAL_PORTS: &str = "net/ipv4/ip_local_port_range";
 /// Where node ports begin by default: clients come to them, so answers do not.
 const NODE_PORTS: u16 = 30_000;
@@ -39,6 +41,9 @@ pub(super) struct Links {
     /// Addresses of all nodes.
     nodes: BTreeSet<IpAddr>,
     program: Option<Program>,
+    /// Where the program is kept, if one is to be at the links; and when to try again.
+    wanted: Option<PathBuf>,
+    retry: Instant,
     /// A program that was at the links before.
     drain: Option<Drain>,
 }
@@ -47,12 +52,14 @@ impl Links {
     pub(super) fn open() -> Result<Self, BpfError> {
         let ports = sysctl::get(LOCAL_PORTS).ok().and_then(|range| free_ports(&range));
         let tc = Tc::open()?;
-        Ok(Self { tc, ports, nodes: BTreeSet::new(), program: None, drain: None })
+        let (nodes, retry) = (BTreeSet::new(), Instant::now());
+        Ok(Self { tc, ports, nodes, program: None, wanted: None, retry, drain: None })
     }
 
     /// Takes the program that is kept at `pins`, or loads it.
     pub(super) fn start(&mut self, pins: &Path) {
         self.drain = None;
+        self.wanted = Some(pins.to_owned());
         match Program::open(pins) {
             Ok(program) => self.program = Some(program),
             Err(error) => self.give_up(&error),
@@ -62,12 +69,14 @@ impl Links {
     fn give_up(&mut self, error: &BpfError) {
         let error: &dyn Error = error;
         tracing::warn!(component = "proxy", error, "clients outside are left to nftables");
+        let wanted = self.wanted.take();
         self.stop();
+        (self.wanted, self.retry) = (wanted, Instant::now() + RETRY_AFTER);
     }
 
     /// Leaves the links to the connections that are carried there.
     pub(super) fn leave(&mut self, pins: &Path) {
-        self.program = None;
+        (self.program, self.wanted) = (None, None);
         match Drain::begin(&mut self.tc, pins) {
             Ok(drain) => self.drain = drain,
             Err(error) => self.give_up(&error),
@@ -76,7 +85,7 @@ impl Links {
 
     /// Leaves the links.
     pub(super) fn stop(&mut self) {
-        (self.program, self.drain) = (None, None);
+        (self.program, self.wanted, self.drain) = (None, None, None);
         if let Err(error) = detach_all(&mut self.tc) {
             let error: &dyn Error = &error;
             tracing::error!(component = "proxy", error, "eBPF programs stay at links");
@@ -100,6 +109,7 @@ impl Links {
 
     /// Makes the next look not wait for its time.
     pub(super) fn distrust(&mut self) {
+        self.retry = Instant::now();
         if let Some(program) = &mut self.program {
             program.look_at = Instant::now();
         }
@@ -111,6 +121,11 @@ impl Links {
             Some(Ok(true)) => self.drain = None,
             Some(Err(error)) => self.give_up(&error),
             Some(Ok(false)) | None => {}
+        }
+        if self.program.is_none() && self.retry <= Instant::now() {
+            if let Some(pins) = self.wanted.take() {
+                self.start(&pins);
+            }
         }
         if self.program.as_ref().is_none_or(|program| program.look_at > Instant::now()) {
             return;
