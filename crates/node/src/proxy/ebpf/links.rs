@@ -122,10 +122,9 @@ impl Links {
             Some(Err(error)) => self.give_up(&error),
             Some(Ok(false)) | None => {}
         }
-        if self.program.is_none() && self.retry <= Instant::now() {
-            if let Some(pins) = self.wanted.take() {
-                self.start(&pins);
-            }
+        let is_time = self.program.is_none() && self.retry <= Instant::now();
+        if let Some(pins) = self.wanted.clone().filter(|_| is_time) {
+            self.start(&pins);
         }
         if self.program.as_ref().is_none_or(|program| program.look_at > Instant::now()) {
             return;
