@@ -164,5 +164,38 @@ fn services_are_carried_by_ebpf() -> Result<()> {
     lab.eventually("a node port answers", || {
         lab.within("client", &["curl", "-sf", "-m", "2", &outside])
     })?;
-    Ok(())
+    answered_directly(&lab)
+}
+
+/// With direct return, an endpoint's node answers the clients of another node's port.
+fn answered_directly(lab: &Lab) -> Result<()> {
+    lab.rhumb(&["up", "--detach", "--ebpf-dsr"])?;
+    let home = lab.value("pods", "{.items[?(@.metadata.labels.app==\"web\")].spec.nodeName}")?;
+    let (home, first) = if home.starts_with("n1") { ("n1", "n2") } else { ("n2", "n1") };
+    let [home, first] = [home, first].map(|node| {
+        let path = "{.status.addresses[?(@.type==\"InternalIP\")].address}";
+        lab.value(&format!("node/{node}"), path)
+    });
+    let (home, first) = (home?, first?);
+    let ask = |node: &str| {
+        let url = format!("http://{node}:30007/");
+        lab.within("client", &["curl", "-sf", "-m", "2", &url])
+    };
+    lab.eventually("both nodes answer", || ask(&home).and(ask(&first)))?;
+    let shown = lab.within("client", &["ip", "neigh", "show", "to", &home])?;
+    let mac = shown.split(" lladdr ").nth(1).and_then(|rest| rest.split(' ').next());
+    let mac = mac.context("the node has a link address")?;
+    let shown = lab.within("client", &["ip", "route", "get", &home])?;
+    let link = shown.split(" dev ").nth(1).and_then(|rest| rest.split(' ').next());
+    let link = link.context("there is a way to the node")?;
+    let rule = format!("ip saddr {first} tcp sport 30007 ether saddr {mac} counter");
+    let chain = format!("type filter hook ingress device \"{link}\" priority 0; {rule};");
+    let script = format!("table netdev ways {{ chain come {{ {chain} }}; }}");
+    lab.within("client", &["nft", &script])?;
+    lab.eventually("the endpoint's node answers as the other one", || {
+        ask(&first)?;
+        let seen = lab.within("client", &["nft", "list", "table", "netdev", "ways"])?;
+        ensure!(!seen.contains("counter packets 0 "), "{seen}");
+        Ok(())
+    })
 }
