@@ -184,8 +184,8 @@ fn minority(chance: &mut Chance, count: usize) -> BTreeSet<usize> {
     some
 }
 
-/// Whom of `few` a node can know to be gone: those that somebody watches with whom it is connected, watcher by watcher, if
-/// those are a majority.
+/// Whom of `few` a node can know to be gone, if those with whom it is connected, watcher by watcher, are a majority: whom two
+/// of them watch, or one whose fellow watchers are all known to be gone.
 fn seen_from(net: &Net, node: usize, few: &BTreeSet<usize>) -> BTreeSet<usize> {
     let ring = Ring::new(&net.ids());
     let neighbours = |of: usize| {
@@ -201,8 +201,19 @@ fn seen_from(net: &Net, node: usize, few: &BTreeSet<usize>) -> BTreeSet<usize> {
         }
     }
     let is_majority = 2 * with.len() > net.nodes.len();
-    let watched = |gone: &usize| is_majority && neighbours(*gone).any(|one| with.contains(&one));
-    few.iter().copied().filter(watched).collect()
+    let mut known = BTreeSet::new();
+    loop {
+        let is_known = |gone: &usize| {
+            let there = neighbours(*gone).filter(|one| with.contains(one)).count();
+            let lost = neighbours(*gone).filter(|one| known.contains(one)).count();
+            there >= 2 || there == 1 && lost + 1 == neighbours(*gone).count()
+        };
+        let more: BTreeSet<usize> = few.iter().copied().filter(is_known).collect();
+        if !is_majority || more == known {
+            return known;
+        }
+        known = more;
+    }
 }
 
 #[test]
