@@ -9,10 +9,12 @@ use std::path::Path;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use kernel::iptables::{Flavor, Iptables, IptablesError};
+use kernel::ipvs::Ipvs;
 use kernel::nftables::{NetfilterError, Nftables};
 use net::iptables::{Saved, TableId};
 use net::nft::Family;
-use plan::explain::{Frontend, Held, Listener, Told, kernel::SETS, kernel::share};
+use plan::explain::kernel::{SETS, VIRTUAL_SERVER, share, share_server};
+use plan::explain::{Frontend, Held, Listener, Told};
 use plan::proxy::iptables::{CLUSTER_IPS, share as share_rules};
 use plan::proxy::{Mode, TABLE};
 use plan::service::Protocol;
@@ -58,7 +60,8 @@ fn proxy(mode: Mode, query: &Query) -> Response<Body> {
     };
     let frontend = Frontend { address: SocketAddr::new(address, port), protocol };
     let held = match mode {
-        Mode::Nftables | Mode::Ebpf | Mode::Ipvs => elements(frontend).map_err(SinkError::from),
+        Mode::Nftables | Mode::Ebpf => elements(frontend).map_err(SinkError::from),
+        Mode::Ipvs => with_server(frontend).map_err(SinkError::from),
         Mode::Iptables => rules(frontend).map_err(SinkError::from),
     };
     match held {
@@ -82,6 +85,20 @@ fn elements(frontend: Frontend) -> Result<Option<Held>, NetfilterError> {
         if !share.is_empty() {
             held.insert(set.name().to_owned(), share);
         }
+    }
+    Ok(Some(held))
+}
+
+/// The same with the virtual server of IPVS.
+fn with_server(frontend: Frontend) -> Result<Option<Held>, NetfilterError> {
+    let (Some(mut held), Some(mut ipvs)) = (elements(frontend)?, Ipvs::open()?) else {
+        return Ok(None);
+    };
+    let server = frontend.server();
+    if let Some(choice) = ipvs.server(&server)? {
+        let destinations = ipvs.destinations(&server)?.into_iter().collect();
+        let found = net::ipvs::Held { choice, destinations };
+        held.insert(VIRTUAL_SERVER.to_owned(), share_server(&found));
     }
     Ok(Some(held))
 }

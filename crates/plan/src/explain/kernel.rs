@@ -1,8 +1,8 @@
 //! What a kernel holds for one frontend, beside what it should hold; and sockets that listen.
 //!
 //! A node's agent sends [`Held`], read from nftables and cut to the frontend by [`share`], or from iptables and cut by
-//! [`iptables::share`]; the same cut of a fresh plan is what it should be. Both are texts, so that a difference can be
-//! shown.
+//! [`iptables::share`]; in mode ipvs with the virtual server beside the elements. The same cut of a fresh plan is what it
+//! should be. Both are texts, so that a difference can be shown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -26,6 +26,17 @@ pub struct Frontend {
     /// By which protocol.
     pub protocol: Protocol,
 }
+
+impl Frontend {
+    /// The virtual server of IPVS that is there, if there is one.
+    #[must_use]
+    pub fn server(&self) -> net::ipvs::Server {
+        net::ipvs::Server { address: self.address, protocol: self.protocol.number() }
+    }
+}
+
+/// The virtual server's place in [`Held`].
+pub const VIRTUAL_SERVER: &str = "the virtual server";
 
 /// Elements of a table by set, key and value, as texts. In mode iptables rules, by chain, place and words.
 pub type Held = BTreeMap<String, BTreeMap<String, String>>;
@@ -144,8 +155,13 @@ pub fn ruleset(cluster: &Cluster, settings: Settings) -> String {
         }
         Mode::Ipvs => {
             let fold = fold(cluster, settings);
-            let tables = FAMILIES.map(|family| net::nft::render(&fold.table(family))).concat();
-            tables + &net::ipvs::render(&ipvs::desired(&fold.servers()))
+            let servers = fold.servers();
+            let names = servers.keys().copied().collect();
+            let tables = FAMILIES.map(|family| {
+                let led = ipvs::table_of(family, &names, &names);
+                net::nft::render(&fold.table(family)) + &net::nft::render(&led)
+            });
+            tables.concat() + &net::ipvs::render(&ipvs::desired(&servers))
         }
         Mode::Iptables => {
             let snapshot = snapshot(cluster, &settings);
@@ -177,7 +193,21 @@ pub fn planned(cluster: &Cluster, node: &str, frontend: Frontend) -> Held {
         let share = share(set, table.elements.get(set.name())?, frontend);
         (!share.is_empty()).then(|| (set.name().to_owned(), share))
     });
-    shares.collect()
+    let mut planned: Held = shares.collect();
+    // None in other modes.
+    let virtuals = ipvs::desired(&fold.servers());
+    let found = virtuals.get(&frontend.server());
+    planned.extend(found.map(|found| (VIRTUAL_SERVER.to_owned(), share_server(found))));
+    planned
+}
+
+/// What a virtual server chooses among, as texts: destinations that only keep their connections have no part.
+#[must_use]
+pub fn share_server(held: &net::ipvs::Held) -> BTreeMap<String, String> {
+    let takes = held.destinations.iter().filter(|(_, destination)| destination.weight > 0);
+    let shown =
+        takes.map(|(to, destination)| (to.to_string(), format!("weight {}", destination.weight)));
+    shown.chain([("scheduler".to_owned(), held.choice.scheduler.clone())]).collect()
 }
 
 fn planned_rules(cluster: &Cluster, settings: Settings, frontend: Frontend) -> Held {

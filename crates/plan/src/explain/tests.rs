@@ -7,7 +7,13 @@ use std::path::Path;
 
 use api::Name;
 
-use super::{Cluster, Facts, Held, Listener, Manifests, Question, difference, explain, exposed};
+use super::kernel::{VIRTUAL_SERVER, differences, planned};
+use super::{
+    Cluster, Facts, Frontend, Held, Listener, Manifests, Question, Told, difference, explain,
+    exposed,
+};
+use crate::proxy::{Mode, Settings};
+use crate::service::Protocol;
 
 /// Facts of nodes as a case's file has them.
 #[derive(Default, serde::Deserialize)]
@@ -105,4 +111,26 @@ fn the_same_manifests_again_change_nothing() {
         let found = difference(&cluster, &over(cluster.clone(), &text));
         assert!(found.is_empty(), "{found:?}");
     }
+}
+
+#[test]
+fn in_mode_ipvs_the_virtual_server_is_compared() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/explain/tampered");
+    let mut cluster = cluster(&fs::read_to_string(case.join("objects.yaml")).unwrap());
+    let settings = Settings { mode: Mode::Ipvs, ..cluster.settings("n1") };
+    cluster.told.insert("n1".to_owned(), Told { settings, ..Told::default() });
+    let frontend = Frontend { address: "10.96.12.7:80".parse().unwrap(), protocol: Protocol::Tcp };
+    let planned = planned(&cluster, "n1", frontend);
+    let mut held = planned.clone();
+    assert!(differences(&planned, &held).is_empty());
+    let server = held.get_mut(VIRTUAL_SERVER).unwrap();
+    server.insert("scheduler".to_owned(), "sh".to_owned());
+    server.retain(|key, _| key == "scheduler");
+    let found = differences(&planned, &held);
+    assert!(
+        found.contains(&"the virtual server has scheduler : sh, not rr".to_owned()),
+        "{found:?}"
+    );
+    let lacks = found.iter().any(|words| words.starts_with("the virtual server lacks 10.244."));
+    assert!(lacks, "{found:?}");
 }

@@ -16,7 +16,7 @@ use api::Name;
 use net::ipvs::{Choice, Held, Order, Server, State, carry_out};
 use net::nft::{
     Chain, ChainKind, CmpOp, CtKey, Elements, Expr, Family, Field, Fields, Hook, HookPoint, Key,
-    MetaKey, Reg, Rule, Set, Table, load,
+    MetaKey, Reg, Rule, Set, Table, Value, load,
 };
 use serde::{Deserialize, Serialize};
 
@@ -333,6 +333,20 @@ pub fn table(family: Family) -> Table {
     let arrived = Chain { hook: hook(HookPoint::Input, BEFORE_IPVS), rules: vec![unmark()] };
     table.chains.insert("steer".into(), steer);
     table.chains.insert("arrived".into(), arrived);
+    table
+}
+
+/// The same with the elements of these virtual servers; those in `taking` take new connections.
+#[must_use]
+pub fn table_of(family: Family, servers: &BTreeSet<Server>, taking: &BTreeSet<Server>) -> Table {
+    let mut table = table(family);
+    let ours = |server: &&Server| Family::of(&server.address.ip()) == family;
+    for server in servers.iter().filter(ours) {
+        let taking = taking.contains(server).then(|| active(server));
+        for (set, key) in elements(server).into_iter().chain(taking) {
+            table.elements.entry(set.into()).or_default().insert(key, Value::None);
+        }
+    }
     table
 }
 

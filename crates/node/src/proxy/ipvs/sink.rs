@@ -18,7 +18,7 @@ use net::nft::{Family, Op, Table, Transaction, Value};
 use plan::proxy::FAMILIES;
 use plan::proxy::ipvs::{
     ACTIVE, Change, SERVERS, STEER_MARK, STEER_PRIORITY, STEER_TABLE, Servers, TABLE, active,
-    drained, elements, is_draining, narrow, owned, table, widen,
+    drained, elements, is_draining, narrow, owned, table_of, widen,
 };
 
 use crate::proxy::{IpvsMissing, SinkError};
@@ -259,13 +259,7 @@ impl Sink {
     /// Makes the tables such that packets to these virtual servers come to IPVS.
     fn lead(&mut self, servers: &BTreeSet<Server>) -> Result<(), SinkError> {
         for (at, family) in FAMILIES.into_iter().enumerate() {
-            let mut wanted = table(family);
-            for server in servers.iter().filter(|server| of(family, server)) {
-                let active = self.active.contains(server).then(|| active(server));
-                for (set, key) in elements(server).into_iter().chain(active) {
-                    wanted.elements.entry(set.into()).or_default().insert(key, Value::None);
-                }
-            }
+            let wanted = table_of(family, servers, &self.active);
             let inventory = self.nft.inventory(family, TABLE)?;
             if inventory.is_some() && inventory == self.inventories[at] && self.has(&wanted)? {
                 continue;
