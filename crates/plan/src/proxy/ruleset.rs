@@ -234,14 +234,22 @@ impl Rules<'_> {
         rules
     }
 
-    /// IPVS chooses, after these rules; source NAT is asked for here.
+    /// IPVS chooses, after these rules; source NAT is asked for here. The translation to the same address tells the kernel
+    /// that this table has spoken: else it would ask the next one, which is the one before while a table is made afresh.
     fn virtuals(&self) -> [(&'static str, Vec<Rule>); 3] {
-        let accept = || Rule::new([Expr::Verdict(Verdict::Accept)]);
+        let port = Reg(self.width());
+        let spoken = || {
+            Rule::new([
+                load::destination(self.family, Reg(0)),
+                load::destination_port(port),
+                Expr::Dnat { addr: Reg(0), port: Some(port) },
+            ])
+        };
         let off_cluster = Rule::new([jump("mark-off-cluster")]);
         [
-            (virtual_chain(None), vec![accept()]),
-            (virtual_chain(Some(MasqueradeChain::OffCluster)), vec![off_cluster, accept()]),
-            (virtual_chain(Some(MasqueradeChain::Always)), vec![self.mark(), accept()]),
+            (virtual_chain(None), vec![spoken()]),
+            (virtual_chain(Some(MasqueradeChain::OffCluster)), vec![off_cluster, spoken()]),
+            (virtual_chain(Some(MasqueradeChain::Always)), vec![self.mark(), spoken()]),
         ]
     }
 

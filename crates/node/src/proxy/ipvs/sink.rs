@@ -264,12 +264,42 @@ impl Sink {
             if inventory.is_some() && inventory == self.inventories[at] && self.has(&wanted)? {
                 continue;
             }
-            let mut ops = vec![Op::AddTable, Op::DeleteTable];
-            ops.extend(wanted.creation());
-            self.commit(family, ops)?;
+            let changed = self.changes(&wanted, inventory).and_then(|ops| self.commit(family, ops));
+            if let Err(error) = changed {
+                // A set of another type, from another version: only a new table helps.
+                tracing::info!(component = "proxy", error = %error, "the table is made afresh");
+                let mut ops = vec![Op::AddTable, Op::DeleteTable];
+                ops.extend(wanted.creation());
+                self.commit(family, ops)?;
+            }
             self.inventories[at] = self.nft.inventory(family, TABLE)?;
         }
         Ok(())
+    }
+
+    /// What makes the table this one. Elements that stay are not touched: a packet that is just on its way would miss them.
+    fn changes(&mut self, wanted: &Table, found: Option<Inventory>) -> Result<Vec<Op>, SinkError> {
+        let Some(found) = found else { return Ok(wanted.creation()) };
+        let mut ops = vec![Op::AddTable];
+        let chains = wanted.chains.iter();
+        ops.extend(chains.map(|(name, chain)| Op::AddChain(Arc::clone(name), chain.hook)));
+        let sets = wanted.sets.iter();
+        ops.extend(sets.map(|(name, set)| Op::AddSet(Arc::clone(name), set.clone())));
+        ops.push(Op::FlushRules);
+        ops.extend(wanted.rules());
+        for (set, elements) in &wanted.elements {
+            let held = self.nft.elements(wanted.family, TABLE, set)?.unwrap_or_default();
+            let new = elements.iter().filter(|(key, _)| !held.contains_key(*key));
+            let new = new.map(|(key, value)| (key.clone(), value.clone())).collect();
+            let old = held.keys().filter(|key| !elements.contains_key(*key)).cloned().collect();
+            ops.push(Op::AddElements(Arc::clone(set), new));
+            ops.push(Op::DeleteElements(Arc::clone(set), old));
+        }
+        let foreign = found.chains.into_keys().filter(|name| !wanted.chains.contains_key(name));
+        ops.extend(foreign.map(Op::DeleteChain));
+        let foreign = found.sets.into_iter().filter(|name| !wanted.sets.contains_key(name));
+        ops.extend(foreign.map(Op::DeleteSet));
+        Ok(ops)
     }
 
     fn has(&mut self, wanted: &Table) -> Result<bool, SinkError> {

@@ -80,12 +80,14 @@ fn agree(sketches: &BTreeMap<u8, Sketch>, settings: &Settings) {
         for random in 0..12 {
             let seen = table.trace("prerouting", &traced, random, BTreeMap::new());
             let to: Vec<SocketAddr> = match seen.outcome {
-                Outcome::Dnat(address, port) => vec![SocketAddr::new(address, port)],
-                Outcome::Accept => {
-                    let server = servers.get(&server).into_iter();
-                    server.flat_map(|wanted| wanted.endpoints.iter().copied()).collect()
+                // To the same address: IPVS chooses.
+                Outcome::Dnat(address, port)
+                    if packet.destination == SocketAddr::new(address, port) =>
+                {
+                    servers[&server].endpoints.iter().copied().collect()
                 }
-                Outcome::Reject | Outcome::Drop | Outcome::Masquerade => Vec::new(),
+                Outcome::Dnat(address, port) => vec![SocketAddr::new(address, port)],
+                _ => Vec::new(),
             };
             let word = match seen.outcome {
                 Outcome::Reject => "reject",
