@@ -3,8 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a world that cannot be built fails its test")]
 
+#[path = "conformance/drain.rs"]
+mod drain;
 #[path = "conformance/fast.rs"]
 mod fast;
+#[path = "conformance/machine.rs"]
+mod machine;
 #[path = "conformance/mode.rs"]
 mod mode;
 #[path = "conformance/objects.rs"]
@@ -25,6 +29,18 @@ mod world;
 #[test]
 fn every_row_holds_in_every_mode() {
     table::every_row_in_every_mode();
+}
+
+#[test]
+#[ignore = "runs in a virtual machine, which the test before starts"]
+fn rows_in_the_machine() {
+    table::say_what_is_seen();
+}
+
+#[test]
+#[ignore = "runs in a virtual machine, which the next test starts"]
+fn random_clusters_in_the_machine() {
+    random::compare_on_this_kernel(true);
 }
 
 #[test]
@@ -65,4 +81,15 @@ fn nodes_choose_alike() {
 #[test]
 fn clients_outside_are_led_before_netfilter() {
     fast::no_packet_from_outside_is_seen();
+}
+
+#[test]
+fn connections_outlast_endpoints_and_modes() {
+    drain::in_machine();
+}
+
+#[test]
+#[ignore = "runs in a virtual machine, which the test before starts"]
+fn virtual_servers_drain() {
+    drain::let_connections_end();
 }

@@ -70,6 +70,7 @@ pub struct Machine {
     modules: Vec<String>,
     /// Path inside to path outside.
     files: BTreeMap<PathBuf, PathBuf>,
+    variables: BTreeMap<String, String>,
 }
 
 /// How a command ended.
@@ -103,6 +104,7 @@ impl Machine {
             patience: PATIENCE,
             modules: Vec::new(),
             files: BTreeMap::new(),
+            variables: BTreeMap::new(),
         };
         // busybox's own shell would run its own `ip` before any other.
         machine.program("busybox")?.program("sh")
@@ -182,6 +184,13 @@ impl Machine {
         self.plugins(folder.context("iptables has no folder of plug-ins")?)
     }
 
+    /// With a variable in the environment of what it runs.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
     /// Runs one test of the calling test binary in the machine, one that is ignored outside. Answers what it said.
     ///
     /// # Errors
@@ -236,6 +245,10 @@ impl Machine {
             .replace("@STATUS@", STATUS);
         let mut archive = Archive::default();
         archive.file("/init", 0o755, init.as_bytes());
+        let exports = self.variables.iter();
+        let exports = exports
+            .map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', r"'\''")));
+        let command = exports.collect::<String>() + command;
         archive.file("/command", 0o644, command.as_bytes());
         // The kernel calls it by this name.
         archive.link("/sbin/modprobe", "/bin/busybox");

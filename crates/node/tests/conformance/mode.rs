@@ -12,6 +12,8 @@ use plan::proxy::{EbpfPlace, IptablesBackend, Settings, Snapshot};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::rows::Row;
+
 /// Where a data plane is to work.
 #[derive(Clone)]
 pub(crate) struct Place {
@@ -25,6 +27,15 @@ pub(crate) struct Place {
     pub(crate) pins: PathBuf,
     /// The namespaces of its pods, and their addresses.
     pub(crate) pods: Vec<(PathBuf, [IpAddr; 2])>,
+}
+
+/// What a mode does otherwise than a row says.
+#[derive(Clone, Copy)]
+pub(crate) enum Note {
+    /// The row holds, in the mode's own way.
+    Holds(&'static str),
+    /// The mode does not have it.
+    Lacks(&'static str),
 }
 
 /// A way to carry Services.
@@ -46,6 +57,32 @@ pub(crate) trait Mode: Sync {
         self.name() == other.name()
     }
 
+    /// Whether it needs what the kernel under the tests may lack: then it is tested in a virtual machine.
+    fn needs_machine(&self) -> bool {
+        false
+    }
+
+    /// What is to be said of a row by the mode's nature.
+    fn note(&self, _row: &Row) -> Option<Note> {
+        None
+    }
+
+    /// Whether a client is remembered at each address of a Service apart, and its connections outlast the memory.
+    fn remembers_by_address(&self) -> bool {
+        false
+    }
+
+    /// Commands that put something of others beside its own, show it, and take it away, where nftables is not all that
+    /// it uses.
+    fn others(&self) -> Option<[&'static str; 3]> {
+        None
+    }
+
+    /// Whose tables it has in nftables, if any.
+    fn tables(&self) -> plan::proxy::Mode {
+        plan::proxy::Mode::Nftables
+    }
+
     /// A program for rules of others beside its own.
     fn iptables(&self) -> &'static str {
         "iptables-nft"
@@ -59,9 +96,11 @@ pub(crate) trait DataPlane: Send + Sync {
 }
 
 /// Every mode, in the order of the columns.
-pub(crate) const MODES: [&dyn Mode; 4] =
-    [&Nft, &Iptables(IptablesBackend::Nft), &Iptables(IptablesBackend::Legacy), EBPF_LINKS];
+pub(crate) const MODES: [&dyn Mode; 5] =
+    [&Nft, &Iptables(IptablesBackend::Nft), &Iptables(IptablesBackend::Legacy), EBPF_LINKS, IPVS];
 
+/// IPVS, which needs the virtual machine.
+pub(crate) const IPVS: &dyn Mode = &Ipvs;
 /// eBPF, and what it leaves to nftables.
 pub(crate) const EBPF: &dyn Mode = &Ebpf { links: false };
 /// The same with the program at links, which is off by default.
@@ -98,7 +137,8 @@ impl Mode for Nft {
     }
 
     fn trace(&self) -> (&'static str, &'static str) {
-        ("nft list tables", "rhumb_proxy")
+        // The table alone is IPVS's, too.
+        ("nft list ruleset", "draw-")
     }
 }
 
@@ -195,6 +235,76 @@ impl Mode for Ebpf {
     fn trace(&self) -> (&'static str, &'static str) {
         // A program at links stays as long as it has connections.
         ("sh -c find${IFS}{pins}${IFS}-name${IFS}connect4||:", "connect4")
+    }
+}
+
+/// IPVS, with nftables for what that does not do.
+struct Ipvs;
+
+impl Mode for Ipvs {
+    fn name(&self) -> &'static str {
+        "IPVS"
+    }
+
+    fn start(&self, place: &Place, settings: Settings, health: Health) -> Box<dyn DataPlane> {
+        start(place, Settings { mode: plan::proxy::Mode::Ipvs, ..settings }, health)
+    }
+
+    fn harms(&self) -> &'static [&'static str] {
+        &[
+            "nft delete table ip rhumb_proxy",
+            "nft delete table ip6 rhumb_ipvs",
+            "nft flush chain ip rhumb_ipvs steer",
+            "nft flush set ip rhumb_ipvs servers",
+            "ipvsadm -D -t 10.96.0.10:80",
+            "ipvsadm -C",
+            "ip rule del pref 211",
+            "ip -6 route flush table 8211",
+            "nft flush ruleset",
+        ]
+    }
+
+    /// Virtual servers whose connections have not ended stay, with weight 0.
+    fn trace(&self) -> (&'static str, &'static str) {
+        ("cat /proc/net/ip_vs", "Masq    1 ")
+    }
+
+    fn needs_machine(&self) -> bool {
+        true
+    }
+
+    fn note(&self, row: &Row) -> Option<Note> {
+        match row.seen {
+            "uniform for new connections (chi-square)" => {
+                Some(Note::Holds("scheduler `rr`: one after the other, exactly even"))
+            }
+            "nobody has answered yet: the client's next try goes to another" => {
+                Some(Note::Lacks("IPVS leads all packets of a connection to one destination"))
+            }
+            "a client comes back, at every address of the Service port" => {
+                Some(Note::Holds("persistence is of a virtual server: at each address apart"))
+            }
+            "forgotten after the timeout, which every connection begins anew" => Some(Note::Holds(
+                "the timeout begins when IPVS has forgotten the client's last connection: for TCP two minutes after its end",
+            )),
+            _ => None,
+        }
+    }
+
+    fn tables(&self) -> plan::proxy::Mode {
+        plan::proxy::Mode::Ipvs
+    }
+
+    fn others(&self) -> Option<[&'static str; 3]> {
+        Some([
+            "ipvsadm -A -t 192.0.2.50:80 -s lc",
+            "ipvsadm -L -n -t 192.0.2.50:80",
+            "ipvsadm -D -t 192.0.2.50:80",
+        ])
+    }
+
+    fn remembers_by_address(&self) -> bool {
+        true
     }
 }
 

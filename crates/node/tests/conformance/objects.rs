@@ -10,7 +10,7 @@ use plan::service::Protocol;
 use serde_json::{Value, json};
 
 use super::topology::{node_of, pod_ip};
-use super::traffic::{TCP_TARGET, UDP_TARGET};
+use super::traffic::{SCTP_TARGET, TCP_TARGET, UDP_TARGET};
 
 /// The cluster address of this number.
 pub(crate) fn cluster_ip(family: Family, number: u8) -> IpAddr {
@@ -151,6 +151,14 @@ impl Sketch {
         self
     }
 
+    /// With an SCTP port beside the others, and this node port for it.
+    pub(crate) fn sctp(mut self, node_port: u16) -> Self {
+        let ports = self.object["spec"]["ports"].as_array_mut().unwrap();
+        ports.push(json!({ "name": "SCTP", "protocol": "SCTP", "port": port(Protocol::Sctp),
+            "targetPort": SCTP_TARGET, "nodePort": node_port }));
+        self.set("type", json!("NodePort"))
+    }
+
     /// The load balancer's addresses of the Service's own number.
     pub(crate) fn balanced(mut self, mode: &str) -> Self {
         for family in FAMILIES {
@@ -201,7 +209,8 @@ impl Sketch {
                 "metadata": { "name": format!("s{}-{}", self.number, word.to_lowercase()), "namespace": "default",
                     "labels": { "kubernetes.io/service-name": format!("s{}", self.number) } },
                 "ports": [{ "name": "TCP", "protocol": "TCP", "port": TCP_TARGET },
-                    { "name": "UDP", "protocol": "UDP", "port": UDP_TARGET }],
+                    { "name": "UDP", "protocol": "UDP", "port": UDP_TARGET },
+                    { "name": "SCTP", "protocol": "SCTP", "port": SCTP_TARGET }],
                 "endpoints": ends.collect::<Vec<_>>(),
             }))
             .unwrap()

@@ -7,11 +7,14 @@ use plan::proxy::{FAMILIES, NodePortAddresses};
 use plan::service::Protocol;
 use serde_json::json;
 
-use super::mode::{MODES, is_asked_for};
+use super::machine;
+use super::mode::{MODES, Mode, is_asked_for};
 use super::objects::{End, Sketch, balancer_ip, cluster_ip, end, external_ip, port, service};
 use super::topology::{CLIENTS, NODES, PODS, node_ip, node_second, on_link};
 use super::world::{PROTOCOLS, World, source};
 
+/// The test that runs in the virtual machine.
+const INNER: &str = "random_clusters_in_the_machine";
 /// Clusters that are tried in a mode; `SEEDS=n` tries more.
 const SEEDS: u64 = 24;
 /// Packets from each place in a cluster.
@@ -41,10 +44,22 @@ impl Dice {
     }
 }
 
-/// Fails when the kernel does anything else than the specification says. Prints the seed.
+/// Fails when a kernel does anything else than the specification says. Prints the seed.
 pub(crate) fn compare() {
+    let asked = |mode: &&dyn Mode| is_asked_for(*mode) && mode.needs_machine();
+    std::thread::scope(|scope| {
+        if MODES.iter().any(asked) {
+            scope.spawn(|| machine::run(INNER, &["SEEDS", "MODE"]));
+        }
+        compare_on_this_kernel(false);
+    });
+}
+
+/// The same for the modes that need the virtual machine, or for all others.
+pub(crate) fn compare_on_this_kernel(in_machine: bool) {
     let seeds = std::env::var("SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
-    for mode in MODES.into_iter().filter(|mode| is_asked_for(*mode)) {
+    let here = |mode: &&dyn Mode| is_asked_for(*mode) && mode.needs_machine() == in_machine;
+    for mode in MODES.into_iter().filter(here) {
         std::thread::scope(|scope| {
             for half in 0..2 {
                 scope.spawn(move || {

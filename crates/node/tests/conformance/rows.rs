@@ -32,16 +32,16 @@ pub(crate) struct Row {
 pub(crate) enum Check {
     /// With packets: fails by panic.
     Packets(fn(&mut World)),
-    /// Not at all: nothing does it yet.
-    Missing,
+    /// The same, where only the kernel of a virtual machine has what it takes.
+    Machine(fn(&mut World)),
 }
 
 const fn row(behaviour: &'static str, seen: &'static str, check: fn(&mut World)) -> Row {
     Row { behaviour, seen, check: Check::Packets(check) }
 }
 
-const fn missing(behaviour: &'static str, seen: &'static str) -> Row {
-    Row { behaviour, seen, check: Check::Missing }
+const fn in_machine(behaviour: &'static str, seen: &'static str, check: fn(&mut World)) -> Row {
+    Row { behaviour, seen, check: Check::Machine(check) }
 }
 
 /// All rows, in the order of the table.

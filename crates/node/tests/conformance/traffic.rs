@@ -16,7 +16,7 @@ use socket2::{Domain, Socket, Type};
 use super::topology::group;
 
 /// How long a client waits where an answer must come: only a failure takes so long.
-const ANSWER_MAX: Duration = Duration::from_secs(3);
+const ANSWER_MAX: Duration = Duration::from_secs(8);
 /// How long where the kernel's second or third try brings it.
 const LATE_ANSWER_MAX: Duration = Duration::from_secs(20);
 /// How long it waits where none may come.
@@ -24,6 +24,7 @@ const SILENCE: Duration = Duration::from_millis(120);
 /// Where pods listen.
 pub(crate) const TCP_TARGET: u16 = 8080;
 pub(crate) const UDP_TARGET: u16 = 8053;
+pub(crate) const SCTP_TARGET: u16 = 8132;
 
 /// What a client got.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,8 +85,33 @@ pub(crate) fn serve_at(path: &Path, name: &'static str, addresses: &[IpAddr]) {
     }
 }
 
+/// The same with SCTP, which not every kernel has.
+pub(crate) fn serve_sctp(path: &Path, name: &'static str, address: IpAddr) {
+    let sctp = netns::within(path, || {
+        let sctp =
+            listen_to(Type::STREAM, kind(Protocol::Sctp), SocketAddr::new(address, SCTP_TARGET));
+        sctp.listen(1024).unwrap();
+        sctp
+    });
+    let sctp = TcpListener::from(sctp.unwrap());
+    std::thread::spawn(move || {
+        for stream in sctp.incoming().flatten() {
+            std::thread::spawn(move || converse(stream, name));
+        }
+    });
+}
+
+/// What a stream of this protocol asks for at its socket.
+fn kind(protocol: Protocol) -> Option<socket2::Protocol> {
+    (protocol == Protocol::Sctp).then(|| i32::from(protocol.number()).into())
+}
+
 fn listen(kind: Type, address: SocketAddr) -> Socket {
-    let socket = Socket::new(Domain::for_address(address), kind, None).unwrap();
+    listen_to(kind, None, address)
+}
+
+fn listen_to(kind: Type, protocol: Option<socket2::Protocol>, address: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::for_address(address), kind, protocol).unwrap();
     if address.is_ipv6() {
         socket.set_only_v6(true).unwrap();
     }
@@ -284,6 +310,12 @@ impl Conversation {
         self.say()
     }
 
+    /// Ends it by a reset.
+    pub(crate) fn hang_up(self) {
+        let socket = socket2::SockRef::from(self.reader.get_ref());
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
     /// Says something; who answers.
     pub(crate) fn say(&mut self) -> String {
         self.reader.get_mut().write_all(b"?\n").unwrap();
@@ -292,7 +324,16 @@ impl Conversation {
 }
 
 fn connect(source: IpAddr, to: SocketAddr, timeout: Duration) -> std::io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    connect_by(Protocol::Tcp, source, to, timeout)
+}
+
+fn connect_by(
+    protocol: Protocol,
+    source: IpAddr,
+    to: SocketAddr,
+    timeout: Duration,
+) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, kind(protocol))?;
     socket.bind(&SocketAddr::new(source, 0).into())?;
     socket.connect_timeout(&to.into(), timeout)?;
     Ok(socket.into())
@@ -309,7 +350,7 @@ fn ask(protocol: Protocol, source: IpAddr, to: SocketAddr, timeout: Duration) ->
             udp_ask_unconnected(&socket, to, timeout)
         };
     }
-    let stream = match connect(source, to, timeout) {
+    let stream = match connect_by(protocol, source, to, timeout) {
         Ok(stream) => stream,
         Err(error) => return failed(&error),
     };

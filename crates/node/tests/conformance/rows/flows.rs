@@ -300,6 +300,14 @@ const ALL: [&str; 4] = ["a", "c", "d", "e"];
 
 /// Who answers every time that this client asks at these addresses.
 fn same(world: &World, from: &str, protocol: Protocol, targets: &[SocketAddr]) -> String {
+    if let ([first, rest @ ..], true) = (targets, world.mode.remembers_by_address()) {
+        rest.iter().for_each(|to| drop(same_at(world, from, protocol, &[*to])));
+        return same_at(world, from, protocol, &[*first]);
+    }
+    same_at(world, from, protocol, targets)
+}
+
+fn same_at(world: &World, from: &str, protocol: Protocol, targets: &[SocketAddr]) -> String {
     let first = world.ask(from, protocol, targets[0]);
     for to in targets.iter().cycle().take(12) {
         assert_eq!(world.ask(from, protocol, *to).name(), first.name(), "{from} to {to}");
@@ -367,6 +375,9 @@ fn sticky_dropped(world: &mut World) {
 }
 
 fn sticky_timeout(world: &mut World) {
+    if world.mode.remembers_by_address() {
+        return sticky_after_flows(world);
+    }
     // A number of its own: clients of the others may be remembered from before.
     world.apply(&[service(77, &ALL).sticky(1)]);
     // Each connection begins the time anew.
@@ -388,6 +399,25 @@ fn sticky_timeout(world: &mut World) {
         std::thread::sleep(Duration::from_millis(1300));
         waiting.retain(|(protocol, to, first)| world.ask("b", *protocol, *to).name() == first);
         if waiting.is_empty() {
+            return;
+        }
+    }
+    panic!("a client is remembered for ever: {waiting:?}");
+}
+
+/// IPVS remembers a client as long as any of its connections: UDP flows are made short here.
+fn sticky_after_flows(world: &mut World) {
+    world.on_node("n1", "ipvsadm --set 0 0 1");
+    world.apply(&[service(77, &ALL).sticky(3)]);
+    let mut waiting = Vec::new();
+    for to in FAMILIES.map(|family| cluster(family, 77, UDP)) {
+        waiting.push((to, same(world, "b", UDP, &[to])));
+    }
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(4500));
+        waiting.retain(|(to, first)| world.ask("b", UDP, *to).name() == first);
+        if waiting.is_empty() {
+            world.on_node("n1", "ipvsadm --set 0 0 300");
             return;
         }
     }
