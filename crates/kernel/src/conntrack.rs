@@ -114,27 +114,31 @@ impl Conntrack {
         family: Family,
         protocol: Protocol,
     ) -> Result<Vec<Flow>, NetfilterError> {
-        self.list(family, protocol, |_| {})
+        let narrow = |builder: &mut Builder| put_filter(builder, protocol);
+        self.list(family_number(family), protocol, "list the flows", narrow)
     }
 
-    /// The TCP connections of a family whose destination was translated, and that nobody has answered yet.
+    /// The TCP connections of both families whose destination was translated, and that nobody has answered yet. The kernel
+    /// goes through a table of all namespaces: 40 ms for 262,144 places, full or empty.
     ///
     /// # Errors
     /// As [`Self::flows`].
-    pub fn unanswered(&mut self, family: Family) -> Result<Vec<Flow>, NetfilterError> {
+    pub fn unanswered(&mut self) -> Result<Vec<Flow>, NetfilterError> {
         // Kernels before 5.19 ignore the mask, and list all.
-        let mut flows = self.list(family, Protocol::Tcp, |builder| {
+        let narrow = |builder: &mut Builder| {
             builder.be32(STATUS, STATUS_DNAT);
             builder.be32(STATUS_MASK, STATUS_DNAT | STATUS_ANSWERED);
-        })?;
+        };
+        let mut flows = self.list(0, Protocol::Tcp, "list the unanswered flows", narrow)?;
         flows.retain(|flow| flow.translated && flow.begins);
         Ok(flows)
     }
 
     fn list(
         &mut self,
-        family: Family,
+        family: u8,
         protocol: Protocol,
+        action: &str,
         narrow: impl Fn(&mut Builder),
     ) -> Result<Vec<Flow>, NetfilterError> {
         let mut flows = Vec::new();
@@ -144,13 +148,12 @@ impl Conntrack {
             let sequence = self.socket.next_sequence(1);
             let mut builder = Builder::default();
             let flags = NLM_F_REQUEST | NLM_F_DUMP;
-            builder.begin(SUBSYSTEM << 8 | GET, flags, sequence, family_number(family), 0);
+            builder.begin(SUBSYSTEM << 8 | GET, flags, sequence, family, 0);
             if self.filters {
-                put_filter(&mut builder, protocol);
                 narrow(&mut builder);
             }
             builder.end();
-            let whole = self.socket.dump(builder.bytes(), sequence, "list the flows", |reply| {
+            let whole = self.socket.dump(builder.bytes(), sequence, action, |reply| {
                 flows.extend(decode(reply.attributes(), protocol));
             });
             match whole {

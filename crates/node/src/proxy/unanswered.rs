@@ -7,61 +7,107 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kernel::conntrack::{Conntrack, Flow};
-use plan::proxy::{FAMILIES, Frontends, Views};
+use plan::proxy::{Frontends, Views};
 
 use super::SinkError;
 
 /// How long after a change: long before anybody tries again, so that many changes cost one look.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
-/// The kernel walks through all connections, so with many of them it looks less often: for this part of the time at most.
-const LOOK_SHARE: u32 = 20;
+/// A look makes the kernel go through all that it tracks: no more often, unless a node has fallen silent.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How soon to ask again for a list that is being made.
+const LISTED_AFTER: Duration = Duration::from_millis(20);
+
+/// The connections as the kernel lists them.
+type Listed = Result<Vec<Flow>, SinkError>;
 
 /// Looks for such connections after changes.
 #[derive(Debug)]
 pub(super) struct Unanswered {
     conntrack: Conntrack,
+    /// Lists connections in a thread, for nobody is to wait for that; none while it does.
+    lister: Option<Conntrack>,
+    listing: Option<JoinHandle<(Conntrack, Listed)>>,
+    silent: Arc<BTreeSet<String>>,
     next: Option<Instant>,
-    not_before: Instant,
+    /// Not before, for what is no hurry.
+    again: Instant,
 }
 
 impl Unanswered {
     pub(super) fn open() -> Result<Self, SinkError> {
-        Ok(Self { conntrack: Conntrack::open()?, next: None, not_before: Instant::now() })
+        Ok(Self {
+            conntrack: Conntrack::open()?,
+            lister: Some(Conntrack::open()?),
+            listing: None,
+            silent: Arc::default(),
+            next: None,
+            again: Instant::now(),
+        })
     }
 
     /// Forgets them when it is time; `moved` says that new connections may go elsewhere than before. Answers how many. What
     /// the kernel refuses is logged: Services are carried all the same.
     pub(super) fn look(&mut self, views: &Views, moved: bool) -> u64 {
         let now = Instant::now();
-        if moved {
-            self.next.get_or_insert(self.not_before.max(now + LOOK_AFTER));
+        let silent = &views.node().silent;
+        if *silent != self.silent {
+            self.silent = Arc::clone(silent);
+            self.next = Some(now + LOOK_AFTER);
+        } else if moved {
+            self.next.get_or_insert((now + LOOK_AFTER).max(self.again));
         }
-        if self.next.is_none_or(|next| now < next) {
-            return 0;
+        let forgotten = match self.listing.take() {
+            Some(listing) if listing.is_finished() => self.finish(listing, views),
+            Some(listing) => {
+                self.listing = Some(listing);
+                return 0;
+            }
+            None => Ok(0),
+        };
+        if self.next.is_some_and(|next| next <= now)
+            && let Some(mut lister) = self.lister.take()
+        {
+            (self.next, self.again) = (None, now + LOOK_EVERY);
+            self.listing = Some(std::thread::spawn(move || {
+                let listed = lister.unanswered().map_err(SinkError::from);
+                (lister, listed)
+            }));
         }
-        self.next = None;
-        let forgotten = self.forget(views).unwrap_or_else(|error| {
+        forgotten.unwrap_or_else(|error| {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(component = "proxy", error, "connections that nobody answers stay");
             0
-        });
-        self.not_before = Instant::now() + now.elapsed() * LOOK_SHARE;
-        forgotten
+        })
     }
 
     /// When to be called though nothing changes.
     pub(super) fn wait(&self) -> Option<Duration> {
+        if self.listing.is_some() {
+            return Some(LISTED_AFTER);
+        }
         self.next.map(|next| next.saturating_duration_since(Instant::now()))
     }
 
-    fn forget(&mut self, views: &Views) -> Result<u64, SinkError> {
-        let mut flows = Vec::new();
-        for family in FAMILIES {
-            flows.extend(self.conntrack.unanswered(family)?);
-        }
+    fn finish(
+        &mut self,
+        listing: JoinHandle<(Conntrack, Listed)>,
+        views: &Views,
+    ) -> Result<u64, SinkError> {
+        let Ok((lister, listed)) = listing.join() else {
+            self.lister = Some(Conntrack::open()?);
+            return Ok(0);
+        };
+        self.lister = Some(lister);
+        self.forget(listed?, views)
+    }
+
+    fn forget(&mut self, mut flows: Vec<Flow>, views: &Views) -> Result<u64, SinkError> {
         if flows.is_empty() {
             return Ok(0);
         }
