@@ -1,9 +1,13 @@
 //! Labs whose nodes carry Services in other ways than by nftables alone, and the same answers.
 
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use testkit::lab::Lab;
+use testkit::machine::Machine;
+use testkit::tools;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_rhumb");
 
@@ -132,6 +136,54 @@ fn metric(lab: &Lab, name: &str) -> Result<u64> {
     let text = lab.within("n1", &["curl", "-sf", "http://127.0.0.1:10249/metrics"])?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     Ok(line.with_context(|| format!("{name} is not in {text}"))?.trim().parse()?)
+}
+
+/// The test that runs in the virtual machine.
+const INNER: &str = "a_lab_in_the_machine";
+
+#[test]
+fn services_are_carried_by_ipvs() -> Result<()> {
+    let mut machine = Machine::new()?.memory_mb(3072).patience(Duration::from_secs(280));
+    for program in ["ip", "nft", "ipvsadm", "curl", "nsenter", "mount", "umount"] {
+        machine = machine.program(program)?;
+    }
+    for module in ["veth", "bridge", "nf_conntrack", "nft_chain_nat", "nft_ct"] {
+        machine = machine.module(module);
+    }
+    let binary = Path::new(BINARY);
+    let kubectl = tools::kubectl()?;
+    let kubectl_inside = kubectl.to_str().context("a path is text")?;
+    machine = machine.executable(binary, BINARY)?.executable(&kubectl, kubectl_inside)?;
+    machine.run_test(INNER)?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "runs in the virtual machine"]
+fn a_lab_in_the_machine() -> Result<()> {
+    let flags = ["--nodes", "2", "--proxy-mode", "ipvs", "--ipvs-scheduler", "sh"];
+    let lab = Lab::up_flagged(BINARY, &[], &flags)?;
+    // The API server's own Service needs no pod.
+    let address = lab.value("svc/kubernetes", "{.spec.clusterIP}")?;
+    let url = format!("https://{address}/version");
+    for node in ["n1", "n2"] {
+        let said = lab.eventually("the API server answers", || {
+            lab.within(node, &["curl", "-skf", "-m", "5", &url])
+        })?;
+        ensure!(said.contains("gitVersion"), "{said}");
+        let servers = lab.within(node, &["ipvsadm", "-S", "-n"])?;
+        ensure!(servers.contains(&format!("-A -t {address}:443 -s sh")), "{servers}");
+        let mode = lab.within(node, &["curl", "-sf", "http://127.0.0.1:10249/proxyMode"])?;
+        ensure!(mode == "ipvs", "{mode}");
+    }
+    lab.apply(SHOP)?;
+    let empty = lab.value("svc/empty", "{.spec.clusterIP}")?;
+    let refused = format!("curl -s -m 5 http://{empty}/ || echo $?");
+    lab.eventually("a Service without endpoints refuses", || {
+        let said = lab.within("n1", &["sh", "-c", &refused])?;
+        ensure!(said.trim() == "7", "{said}");
+        Ok(())
+    })
 }
 
 #[test]
