@@ -108,14 +108,10 @@ def per_connection(words):
     return rate, (machine_busy() - busy) * 1e6 / (rate * (time.monotonic() - begun))
 
 
-def measure(services, ways, program):
-    found = {what: {name: [] for name in [*ways, "pod address"]} for what in TARGETS}
-    direct = [f"{address}:8080" for address in SERVERS]
-    service = [f"{rules.service(services // 2)}:80"]
-    places = {name: (client, direct if name == "direct" else service) for name, (client, *_) in ways.items()}
-    places["pod address"] = (ways["nftables"][0], direct)
-    with answering(ways, [program, "serve", *direct]):
-        for name, (client, at) in places.items():
+def measure_new(found, ways, places, program):
+    """Connects one after another, and connections of several clients at once, from each place in turn."""
+    with answering(ways, [program, "serve", *(f"{address}:8080" for address in SERVERS)]):
+        for client, at in places.values():
             run(*client, program, "connect", 500, *at)
         for _ in range(ROUNDS):
             for name, (client, at) in places.items():
@@ -124,6 +120,15 @@ def measure(services, ways, program):
                 rate, work = per_connection([*client, program, "rate", CLIENTS, 1000, *at])
                 found[RATE][name].append(rate)
                 found[WORK][name].append(work)
+
+
+def measure(services, ways, program):
+    found = {what: {name: [] for name in [*ways, "pod address"]} for what in TARGETS}
+    direct = [f"{address}:8080" for address in SERVERS]
+    service = [f"{rules.service(services // 2)}:80"]
+    places = {name: (client, direct if name == "direct" else service) for name, (client, *_) in ways.items()}
+    places["pod address"] = (ways["nftables"][0], direct)
+    measure_new(found, ways, places, program)
     with answering(ways, [program, "echo", *direct]):
         for _ in range(ROUNDS):
             for name, (client, at) in places.items():
@@ -158,14 +163,7 @@ def bench_outside(rhumb):
         direct, port = [f"{address}:8080" for address in SERVERS], [f"{NODE}:30080"]
         places = {name: (client, direct if name == "direct" else port) for name, (client, *_) in ways.items()}
         found = {what: {name: [] for name in ways} for what in (CONNECT, RATE, WORK)}
-        with answering(ways, [program, "serve", *direct]):
-            for _ in range(ROUNDS):
-                for name, (client, at) in places.items():
-                    found[CONNECT][name].append(float(run(*client, program, "connect", CONNECTS, *at).split()[1]))
-                for name, (client, at) in places.items():
-                    rate, work = per_connection([*client, program, "rate", CLIENTS, 1000, *at])
-                    found[RATE][name].append(rate)
-                    found[WORK][name].append(work)
+        measure_new(found, ways, places, program)
     for what, values in found.items():
         ratios = {name: [value / base for value, base in zip(values[name], values["direct"])] for name in ("nftables", "ebpf")}
         row(f"node port from outside, ebpf: {what}, relative to direct", ratios["ebpf"], "×", "-", 2, nftables=ratios["nftables"])
