@@ -240,7 +240,7 @@ fn runtime_options(node_dir: &Path, images: ImageStore, name: &str) -> runtime::
 }
 
 /// Where the pods of a node are.
-fn control_group(name: &str) -> String {
+pub(crate) fn control_group(name: &str) -> String {
     format!("rhumb/{name}")
 }
 

@@ -38,6 +38,9 @@ pub(crate) fn end(cluster: &Cluster, keep_data: bool, progress: &Progress) -> Re
     for node in &cluster.nodes {
         remove_containers(cluster, &node.name)?;
     }
+    for node in &cluster.nodes {
+        runtime::forget_group(&crate::agent::control_group(&node.name));
+    }
     progress.done("containers removed");
     let nodes: Vec<String> = cluster.nodes.iter().map(|node| node.name.clone()).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

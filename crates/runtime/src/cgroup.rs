@@ -50,6 +50,20 @@ fn hierarchies() -> &'static [Hierarchy] {
     })
 }
 
+/// Removes a control group such as `rhumb/n1` and those above it from all hierarchies, as far as nobody uses them.
+pub fn forget_group(path: &str) {
+    for hierarchy in hierarchies() {
+        let mut group = Path::new(path);
+        while let Some(above) = group.parent() {
+            let removed = fs::remove_dir(hierarchy.root.join(group));
+            if removed.is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+                break;
+            }
+            group = above;
+        }
+    }
+}
+
 impl Cgroup {
     /// The group of a path such as `/rhumb/pod1`.
     pub(crate) fn new(path: impl Into<String>) -> Self {

@@ -14,6 +14,7 @@ mod rootfs;
 pub mod runtime;
 mod shim;
 
+pub use cgroup::forget_group;
 pub use error::{ImageError, RuntimeError};
 pub use exec::{Attach, Exec, ExecOutput, ExecSpec};
 pub use image::{Credentials, Image, ImageConfig, ImageStore, Reference};

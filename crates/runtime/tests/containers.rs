@@ -190,6 +190,14 @@ impl Drop for World {
                 let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
             }
         }
+        for _ in 0..200 {
+            walk(&group).into_iter().for_each(|entry| drop(fs::remove_dir(entry)));
+            runtime::forget_group(&self.cgroup);
+            if !group.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let points = table.lines().filter_map(|line| line.split(' ').nth(4));
         for point in points.filter(|point| point.starts_with(&directory)) {
