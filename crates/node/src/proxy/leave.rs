@@ -118,13 +118,15 @@ impl Others {
     fn look_after_servers(&mut self) {
         let Some(sink) = &mut self.servers else { return };
         let drained = sink.verify();
-        if sink.is_empty() {
-            log(drained.and_then(|()| sink.close()));
-            tracing::info!(component = "proxy", "the virtual servers of IPVS are removed");
-            self.servers = None;
-        } else {
-            log(drained);
+        if !sink.is_empty() {
+            return log(drained);
         }
+        let closed = drained.and_then(|()| sink.close());
+        if closed.is_ok() {
+            tracing::info!(component = "proxy", "the virtual servers of IPVS are removed");
+        }
+        log(closed);
+        self.servers = None;
     }
 
     fn remove_table(
